@@ -1,0 +1,20 @@
+"""Errors that tell what was found, what was expected and what to do."""
+
+
+class SamsansError(Exception):
+    """Base of every error that samsans raises on purpose."""
+
+
+class InputError(SamsansError, ValueError):
+    """A file, folder, array or option cannot be used as it is.
+
+    The message names what was found, what was expected and what to do about it.
+    """
+
+    def __init__(self, found: str, expected: str = "", todo: str = "") -> None:
+        parts = [found.rstrip(".") + "."]
+        if expected:
+            parts.append(f"Expected {expected.rstrip('.')}.")
+        if todo:
+            parts.append(todo.rstrip(".") + ".")
+        super().__init__(" ".join(parts))

@@ -1,0 +1,186 @@
+"""The values that travel between the parts of samsans; shapes and units are defined here, once.
+
+Letters used everywhere: ``B`` images in a batch, ``N`` objects (classes) asked for, ``P`` prompts, ``K`` support
+pairs, ``M`` mask candidates or samples, ``D`` slices, ``S`` model input side in pixels, ``g`` embedding side
+(``S / patch``), ``C`` embedding channels.  World coordinates are RAS+ millimetres, array axes are ``(z, y, x)``:
+the reverse of a file's own ``(i, j, k)`` order, never reoriented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An image or label map with the grid it lives on.  A 2D image is a volume of one slice.
+
+    array: image ``(D, H, W, C)`` in its native dtype; label map ``(D, H, W)`` integer.
+    affine: ``(4, 4)`` float64, voxel index ``(x, y, z, 1)`` to RAS+ mm; ``None`` where the format states no geometry
+        (PNG, JPEG): then one pixel counts as one unit.
+    path: the file or DICOM series folder it was read from.
+    header: the native header, opaque: only ``samsans.io`` reads it, to write on the same grid bit for bit.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray | None = None
+    path: Path | None = None
+    header: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Grid size ``(D, H, W)``."""
+        d, h, w = self.array.shape[:3]
+        return d, h, w
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size ``(z, y, x)`` in mm; ``(1, 1, 1)`` pixels where no geometry is known."""
+        if self.affine is None:
+            return 1.0, 1.0, 1.0
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(z), float(y), float(x)
+
+    @property
+    def unit(self) -> str:
+        """Unit of ``spacing``: ``mm`` or ``px``."""
+        return "px" if self.affine is None else "mm"
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One object of the task.
+
+    name: as shown in reports.  label: the value painted in our label maps (1, 2, ...).
+    values: the values of the *file* that belong to this object's mask; objects may overlap (a cup inside a disc).
+    """
+
+    name: str
+    label: int
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image to segment or learn from: paths only, nothing is read.
+
+    id: relative path without suffix, unique in its data set.  patient: what a split must never separate.
+    images: one file per channel (usually one), or the files of a stack, in slice order, when ``stacked``.
+    labels: one entry per annotator, each with as many files as slices (one, unless ``stacked``); empty if unlabelled.
+    """
+
+    id: str
+    patient: str
+    images: tuple[Path, ...]
+    labels: tuple[tuple[Path, ...], ...] = ()
+    stacked: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method is given to learn from or to segment.
+
+    images: ``(B, 3, S, S)`` float32, normalised for the backbone.
+    masks: ``(B, N, S, S)`` bool, the truth of each object; ``None`` when predicting.
+    ids: the ``B`` slice names, ``case`` or ``case#slice``, so that an error can name its image.
+    objects: the ``N`` object names.
+    targets: ``(T,)`` int64, which of the B images are to be segmented in this episode, the others being their
+        supports; ``None`` for methods without supports (every image is a target).
+    valid: ``(B, 2)`` int64, height and width of the part of ``S x S`` that is image and not padding.
+    """
+
+    images: Tensor
+    masks: Tensor | None
+    ids: tuple[str, ...]
+    objects: tuple[str, ...]
+    targets: Tensor | None = None
+    valid: Tensor | None = None
+
+    def to(self, device: Any) -> Batch:
+        """The same batch with its tensors on ``device``."""
+        import dataclasses
+
+        tensors = {name: getattr(self, name) for name in ("images", "masks", "targets", "valid")}
+        return dataclasses.replace(self, **{k: None if t is None else t.to(device) for k, t in tensors.items()})
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What ``encode`` returns for ``B`` images.
+
+    features: ``(B, C, g, g)`` float.
+    high_res: SAM 2 only: ``(B, 32, 4g, 4g)`` and ``(B, 64, 2g, 2g)``.
+    blocks: outputs of the ViT blocks, ``(B, g, g, width)`` each, only where asked for.
+    """
+
+    features: Tensor
+    high_res: tuple[Tensor, ...] = ()
+    blocks: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """``P`` prompts about ``B`` images, in the decoder's own space.
+
+    sparse: ``(P, tokens, C)`` float.  dense: ``(P, C, g, g)`` float, or ``(1, C, g, g)`` shared by all.
+    image_index: ``(P,)`` int64 in ``[0, B)``: the image each prompt asks about.
+    """
+
+    sparse: Tensor
+    dense: Tensor
+    image_index: Tensor
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What ``decode`` returns for ``P`` prompts.
+
+    logits: ``(P, M, 4g, 4g)`` float; ``M`` is 1, or 3 with ``multimask``.  iou: ``(P, M)`` predicted IoU.
+    """
+
+    logits: Tensor
+    iou: Tensor
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks of the data layer, which knows no method by name.
+
+    supports: it learns in episodes and segments with support pairs of other patients.
+    labels_at_predict: it reads the target's own mask (prompted baselines only).
+    """
+
+    supports: bool = False
+    labels_at_predict: bool = False
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The end product all methods share, on the grid of the input.
+
+    labels: ``(D, H, W)`` uint8 or uint16 label map, 0 background.
+    classes: what the values mean.
+    probabilities: ``(N, D, H, W)`` float16 in [0, 1] per object, where asked for.
+    volume: geometry and header of the input.
+    seconds: time spent by part (``read``, ``encode``, ``prompt``, ``decode``, ``write``).
+    """
+
+    labels: np.ndarray
+    classes: tuple[ClassInfo, ...]
+    probabilities: np.ndarray | None = None
+    volume: Volume | None = field(default=None, repr=False)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the label map at ``path`` on the input's own grid, atomically."""
+        from samsans import io
+
+        return io.write_labels(path, self.labels, like=self.volume)
