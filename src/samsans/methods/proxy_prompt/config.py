@@ -1,0 +1,127 @@
+"""Configuration and presets of Proxy Prompt (arXiv 2502.03501).  No torch is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass
+class ContextConfig:
+    """The context encoder: what the support mask means on the support image (CSM step 1).
+
+    Args:
+        name: vim (paper), vit_b or resnet50 (ablation A2).
+        dim: Token width of vim.
+        depth: Blocks of vim.
+        d_state: State size of the selective scan.
+        d_conv: Width of the causal convolution.
+        expand: Inner width over token width.
+        cls: Class token in the middle, or none (decision D-04).
+        drop_path: Stochastic depth (decision D-05).
+        checkpointing: Recompute blocks in the backward pass.
+    """
+
+    name: Literal["vim", "vit_b", "resnet50"] = "vim"
+    dim: int = 192
+    depth: int = 24
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+    cls: Literal["middle", "none"] = "middle"
+    drop_path: float = 0.0
+    checkpointing: bool = False
+
+
+@dataclass
+class CsmConfig:
+    """Contextual Selective Module: context encoder, bridge unit, selective map (section 3 of the paper).
+
+    Args:
+        encoder: Step 1.
+        bridge: Step 2 as published; false: concatenation and a 1x1 convolution (decision D-31).
+        cbam_scope: How objects talk in CBAM: joint, per_object or folded (decision D-08).
+        cbam_residual: Residual around CBAM (decision D-07).
+        folded_objects: Fixed number of objects N of ``cbam_scope: folded``.
+        reduction: Channel reduction of CBAM.
+        selective: Step 3 as published; false: the mean over supports at the same place (decision D-31).
+        image_gain: Factor on the image channels of the context encoder (decision D-35).
+        mask_gain: Factor on its mask channel (decision D-35).
+        fsup_gain: Factor on the support features that enter the bridge (decision D-35).
+    """
+
+    encoder: ContextConfig = field(default_factory=ContextConfig)
+    bridge: bool = True
+    cbam_scope: Literal["joint", "per_object", "folded"] = "joint"
+    cbam_residual: bool = True
+    folded_objects: int = 1
+    reduction: int = 16
+    selective: bool = True
+    image_gain: float = 1.0
+    mask_gain: float = 1.0
+    fsup_gain: float = 1.0
+
+
+@dataclass
+class CcmConfig:
+    """Contextual Colorization Module (section 3 of the paper).
+
+    Args:
+        enabled: False: the prompt is the context, average-pooled 4x4 (decision D-30).
+        projection: token_linear (decision D-09) or pair_merge.
+        proj_init: average (decision D-09) or default (the framework's own).
+        proj_only: Keep the projections of the context stream, drop attention and feed-forward (ablation).
+        heads: Attention heads (decision D-10).
+        ffn: Hidden width of the feed-forward layers (decision D-10).
+        dense: Also hand the context to the decoder as a dense prompt, a residual path around the module (decision
+            D-35 of the specification names such a path as a remedy; off in ``paper``).
+    """
+
+    enabled: bool = True
+    projection: Literal["token_linear", "pair_merge"] = "token_linear"
+    proj_init: Literal["average", "default"] = "average"
+    proj_only: bool = False
+    heads: int = 8
+    ffn: int = 2048
+    dense: bool = False
+
+
+@dataclass
+class ProxyPromptConfig:
+    """Proxy Prompt on SAM.
+
+    Args:
+        csm: Contextual Selective Module.
+        ccm: Contextual Colorization Module.
+        support_grad: Let gradients flow through the support features (section 4.3 of the specification).
+        k_test: Support pairs drawn for each image at inference (decision D-29).
+        mask_contrast: Weight of a term that pushes apart the prompts of different masks (decision D-35).
+        scan: Selective scan: auto, cpp, triton, chunked or sequential (decision D-34).
+    """
+
+    csm: CsmConfig = field(default_factory=CsmConfig)
+    ccm: CcmConfig = field(default_factory=CcmConfig)
+    support_grad: bool = True
+    k_test: int = 8
+    mask_contrast: float = 0.0
+    scan: Literal["auto", "cpp", "triton", "chunked", "sequential"] = "auto"
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "scratch": {
+        "backbone": {"name": "scratch", "train": "all"},
+        "model": {
+            "csm": {
+                "encoder": {"dim": 96, "depth": 2, "cls": "none"},
+                "image_gain": 0.1,
+                "mask_gain": 3.0,
+                "fsup_gain": 0.1,
+            },
+            "ccm": {"dense": True, "ffn": 256, "projection": "pair_merge"},
+        },
+        "episodes": {"images": 8, "targets": 4, "synthetic": 0.3},
+        "augment": {"flip": 0.5, "rotate": 15.0, "scale": 0.1, "intensity": 0.1},
+        "train": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01, "schedule": "cosine", "warmup": 50},
+    },
+}
