@@ -184,3 +184,21 @@ class Prediction:
         from samsans import io
 
         return io.write_labels(path, self.labels, like=self.volume)
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that share a learning rate: ``lr_scale`` times the run's, weight decay on or off."""
+
+    parameters: tuple[Any, ...]
+    lr_scale: float = 1.0
+    decay: bool = True
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage of a method: what is trained, for which ``share`` of the run's steps."""
+
+    name: str
+    groups: tuple[ParamGroup, ...]
+    share: float = 1.0

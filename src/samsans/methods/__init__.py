@@ -1,0 +1,56 @@
+"""The methods: one file or one small folder a paper.  Each declares what it ``needs`` and its training ``stages``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from samsans import zoo
+from samsans.types import Batch, Needs, Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samsans.config import RunConfig
+
+
+class Method(Protocol):
+    """What training and inference know of a method (a ``torch.nn.Module``): these names and nothing else.
+
+    A method whose ``needs.supports`` is true also has ``encode_support(batch) -> SupportBank``: ``batch`` holds K images
+    with their masks; the bank is what ``predict`` takes as ``support``.  A method may have ``gauges(batch)``: numbers
+    worth logging that cost an extra pass.
+    """
+
+    needs: Needs
+
+    def stages(self, config: RunConfig) -> Sequence[Stage]:
+        """The training stages, in order."""
+        ...
+
+    def forward(self, batch: Batch) -> Any:
+        """Raw output for the targets of a batch with masks."""
+        ...
+
+    def loss(self, output: Any, batch: Batch) -> Mapping[str, Tensor]:
+        """Scalars to log; the entry ``loss`` is minimised."""
+        ...
+
+    def predict(self, batch: Batch, support: Any = None) -> Tensor:
+        """``(B, N, S, S)`` float32 logits of each object for every image of the batch."""
+        ...
+
+
+def build(config: RunConfig, objects: Sequence[str]) -> Any:
+    """The method of a run on its backbone, with fresh trained parts drawn from ``config.seed``.
+
+    Args:
+        config: The resolved run configuration.
+        objects: Names of the objects the run is trained for.
+
+    Returns:
+        A ``torch.nn.Module`` that follows ``Method``; what is frozen has ``requires_grad`` false.
+    """
+    module = importlib.import_module(zoo.method(config.method).module)
+    return module.build(config, tuple(objects))
