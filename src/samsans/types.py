@@ -202,3 +202,13 @@ class Stage:
     name: str
     groups: tuple[ParamGroup, ...]
     share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a long job tells its caller: ``done`` of ``total`` items, the item at hand and a short message."""
+
+    done: int
+    total: int
+    item: str = ""
+    message: str = ""
