@@ -1,0 +1,1 @@
+"""Images, volumes and DICOM in and out, geometry kept."""

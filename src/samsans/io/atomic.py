@@ -1,0 +1,55 @@
+"""Files appear whole or not at all: write beside the target, flush to disk, then rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Suffixes of two parts that writers look at as one.
+DOUBLE_SUFFIXES = (".nii.gz", ".ome.tiff", ".ome.tif", ".tar.gz")
+
+
+def suffix(path: str | Path) -> str:
+    """The suffix that states the format, in lower case: ``.nii.gz`` of ``a.b.NII.GZ``, ``""`` where there is none."""
+    name = Path(path).name.lower()
+    return next((s for s in DOUBLE_SUFFIXES if name.endswith(s) and name != s), Path(name).suffix)
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of ``path`` (made if absent), hidden and with the same suffix.
+
+    When the block ends well and the temporary file was written, it is flushed to disk and takes the place of
+    ``path`` in one step; when it raises, the temporary file is removed and ``path`` stays as it was.  A killed process
+    leaves at most the hidden temporary file, never half of ``path``.
+
+    Raises FileNotFoundError where the block wrote nothing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(6)}.tmp{suffix(path)}")
+    try:
+        yield temporary
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write UTF-8 ``text`` with ``\\n`` line ends at ``path``, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return Path(path)
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write ``value`` as indented JSON at ``path``, atomically; NaN and infinities raise ValueError (no JSON has them)."""
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
