@@ -7,6 +7,7 @@ every result.  Importing this module imports no torch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -225,6 +226,7 @@ def _import(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+@functools.cache
 def run_config_class(method: str) -> type[RunConfig]:
     """``RunConfig`` whose ``model`` field is typed as the method's own configuration."""
     model = _import(zoo.method(method).config)
@@ -283,7 +285,7 @@ def from_dict(values: Mapping[str, Any], *, method: str | None = None, preset: s
     """
     import jsonargparse
 
-    flat = {k: v for k, v in flatten(values).items()}
+    flat = flatten(values)
     method = method or flat.get("method", "proxy_prompt")
     preset = choose_preset(method, preset or flat.get("preset"), flat.get("backbone.name"))
     made = parser(method, preset)

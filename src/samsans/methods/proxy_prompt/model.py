@@ -1,0 +1,269 @@
+"""Proxy Prompt on SAM (arXiv 2502.03501): an annotated image of someone else becomes the prompt.
+
+Read top to bottom: encode, context (step 1 and 2), selective read-out (step 3), colorization, decode, loss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samsans.errors import InputError
+from samsans.methods.proxy_prompt.bridge import Bridge
+from samsans.methods.proxy_prompt.ccm import Ccm
+from samsans.methods.proxy_prompt.config import ProxyPromptConfig
+from samsans.methods.proxy_prompt.context import build_context_encoder
+from samsans.methods.proxy_prompt.selective import mean_readout, selective_readout
+from samsans.methods.proxy_prompt.support import SupportBank
+from samsans.ops.losses import dice_loss
+from samsans.ops.timing import Timer
+from samsans.types import Batch, Embedding, Needs, ParamGroup, Prompt, Stage
+
+if TYPE_CHECKING:
+    from samsans.backbones.sam import Sam
+    from samsans.config import RunConfig
+
+
+class ProxyPrompt(nn.Module):
+    """Proxy Prompt Generator on a SAM backbone.
+
+    Args:
+        backbone: SAM, with LoRA or trained whole; frozen parameters stay frozen.
+        config: The method's configuration; every ablation is one of its values.
+    """
+
+    needs = Needs(supports=True)
+
+    def __init__(self, backbone: Sam, config: ProxyPromptConfig) -> None:
+        super().__init__()
+        grid, channels, csm, ccm = backbone.grid, backbone.channels, config.csm, config.ccm
+        if grid % 4:
+            raise InputError(
+                f"input side {backbone.input_size} gives a {grid} x {grid} grid",
+                f"a grid that halves twice: an input side that is a multiple of {4 * backbone.patch}",
+            )
+        self.config, self.backbone, self.timer = config, backbone, Timer()
+        self.context_encoder = build_context_encoder(csm.encoder, grid=grid, patch=backbone.patch, scan=config.scan)
+        self.bridge = Bridge(
+            channels,
+            self.context_encoder.out_channels,
+            enabled=csm.bridge,
+            residual=csm.cbam_residual,
+            reduction=csm.reduction,
+            scope=csm.cbam_scope,
+            folded_objects=csm.folded_objects,
+        )
+        self.ccm = Ccm(
+            grid,
+            channels,
+            enabled=ccm.enabled,
+            projection=ccm.projection,
+            proj_init=ccm.proj_init,
+            proj_only=ccm.proj_only,
+            heads=ccm.heads,
+            ffn=ccm.ffn,
+        )
+        self.dense = nn.Conv2d(channels, channels, 1) if ccm.dense else None
+
+    # -- supports: nothing here depends on a target -------------------------------------------------------------------
+
+    def context(self, images: Tensor, masks: Tensor, features: Tensor) -> Tensor:
+        """What each support mask means, ``Aagg`` (CSM steps 1 and 2).
+
+        Args:
+            images: ``(K, 3, S, S)`` float32 normalised.
+            masks: ``(K, N, S, S)`` bool or float in [0, 1].
+            features: ``(K, C, g, g)`` encoder features of the images.
+
+        Returns:
+            ``(K, N, C, g, g)``.
+        """
+        csm = self.config.csm
+        k, n = masks.shape[:2]
+        pictures = (images * csm.image_gain).unsqueeze(1).expand(-1, n, -1, -1, -1)
+        pairs = torch.cat([pictures, masks.unsqueeze(2).to(images.dtype) * csm.mask_gain], dim=2)
+        context = self.context_encoder(pairs.flatten(0, 1)).unflatten(0, (k, n))
+        return self.bridge(features * csm.fsup_gain, context)
+
+    @torch.no_grad()
+    def encode_support(self, batch: Batch) -> SupportBank:
+        """Encode K annotated images once; the bank serves any number of targets and can be saved as a task."""
+        if batch.masks is None:
+            raise InputError("support images without masks", "a mask for every support image")
+        features = self.backbone.encode(batch.images).features
+        values = self.context(batch.images, batch.masks, features)
+        return SupportBank(
+            keys=_tokens(features).float(),
+            values=values.flatten(3).permute(0, 3, 1, 2).float(),
+            objects=batch.objects,
+            ids=batch.ids,
+            weights=self.fingerprint(),
+        )
+
+    def fingerprint(self) -> str:
+        """sha256 of the trained weights and of the frozen base they belong to."""
+        digest = hashlib.sha256(self.backbone.base_hash.encode())
+        for name, parameter in sorted(self.named_parameters()):
+            if parameter.requires_grad:
+                digest.update(name.encode())
+                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def load_support(self, path: str) -> SupportBank:
+        """Read a task file made by these very weights."""
+        return self._own(SupportBank.load(path))
+
+    def _own(self, bank: SupportBank) -> SupportBank:
+        if bank.weights != self.fingerprint():
+            raise InputError(
+                f"support bank made by weights {bank.weights[:12]}",
+                f"one made by the loaded weights {self.fingerprint()[:12]}",
+                "Encode the support pairs again with this model",
+            )
+        return bank
+
+    # -- targets ------------------------------------------------------------------------------------------------------
+
+    def prompt(
+        self, features: Tensor, keys: Tensor, values: Tensor, exclude: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The proxy prompt of every target and object (CSM step 3 and CCM).
+
+        Args:
+            features: ``(B, C, g, g)`` features of the targets.
+            keys: ``(K, T, C)`` support features.
+            values: ``(K, T, N, C)`` support values.
+            exclude: ``(B,)`` the pair each target must not read.
+
+        Returns:
+            ``(B * N, T / 16, C)`` prompt tokens and ``(B * N, T, C)`` context they were made from.
+        """
+        n = values.shape[2]
+        flat = values.flatten(2)
+        query = _tokens(features)
+        if self.config.csm.selective:
+            context = selective_readout(query, keys, flat, exclude)
+        else:
+            context = mean_readout(flat, len(query), exclude)
+        context = context.unflatten(2, (n, -1)).transpose(1, 2).flatten(0, 1).to(query.dtype)
+        return self.ccm(query.repeat_interleave(n, dim=0), context), context
+
+    def decode(self, embedding: Embedding, tokens: Tensor, context: Tensor) -> Tensor:
+        """``(B, N, 4g, 4g)`` logits: the prompt enters SAM's decoder as sparse tokens (decisions D-11, D-12)."""
+        batch, _, g, _ = embedding.features.shape
+        n = len(tokens) // batch
+        dense = self.backbone.dense_default()
+        if self.dense is not None:
+            dense = dense + self.dense(context.transpose(1, 2).unflatten(2, (g, g)))
+        image = torch.arange(batch, device=tokens.device).repeat_interleave(n)
+        logits = self.backbone.decode(embedding, Prompt(tokens, dense, image)).logits
+        return logits[:, 0].unflatten(0, (batch, n))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Leave-one-out episodes (section 4.2): every target reads all other images of the batch as its supports.
+
+        Returns:
+            ``(targets, N, S, S)`` logits.
+        """
+        masks, targets = self._episode(batch)
+        embedding, keys, values = self._encode_all(batch.images, masks)
+        chosen = Embedding(embedding.features[targets])
+        tokens, context = self.prompt(chosen.features, keys, values, exclude=targets)
+        return _upsample(self.decode(chosen, tokens, context), batch.images.shape[-1])
+
+    def _encode_all(self, images: Tensor, masks: Tensor) -> tuple[Embedding, Tensor, Tensor]:
+        embedding = self.backbone.encode(images)
+        features = embedding.features if self.config.support_grad else embedding.features.detach()
+        values = self.context(images, masks, features).flatten(3).permute(0, 3, 1, 2)
+        return embedding, _tokens(features), values
+
+    @staticmethod
+    def _episode(batch: Batch) -> tuple[Tensor, Tensor]:
+        if batch.masks is None:
+            raise InputError("a training batch without masks", "masks for every image of an episode")
+        if len(batch.images) < 2:
+            raise InputError("an episode of one image", "at least two: one target and one support", "Add images")
+        targets = batch.targets
+        if targets is None:
+            targets = torch.arange(len(batch.images), device=batch.images.device)
+        return batch.masks, targets
+
+    def loss(self, output: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """Dice loss (section 2.8 of the decisions, D-18): per object at full size, mean over objects and targets."""
+        masks, targets = self._episode(batch)
+        return {"loss": dice_loss(output, masks[targets]).mean()}
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, support: SupportBank | None = None) -> Tensor:
+        """``(B, N, S, S)`` float32 logits of the bank's N objects for every image."""
+        if support is None:
+            raise InputError("Proxy Prompt was given no support pairs", "a SupportBank from encode_support")
+        with self.timer("encode"):
+            embedding = self.backbone.encode(batch.images)
+        with self.timer("prompt"):
+            tokens, context = self.prompt(embedding.features, support.keys, support.values)
+        with self.timer("decode"):
+            return _upsample(self.decode(embedding, tokens, context), batch.images.shape[-1]).float()
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def stages(self, config: RunConfig) -> Sequence[Stage]:
+        """One stage: everything that is not frozen."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        exempt = [p for p in trained if getattr(p, "_no_weight_decay", False)]
+        decayed = [p for p in trained if not getattr(p, "_no_weight_decay", False)]
+        return [Stage("train", (ParamGroup(tuple(decayed)), ParamGroup(tuple(exempt), decay=False)))]
+
+    @torch.no_grad()
+    def gauges(self, batch: Batch) -> dict[str, float]:
+        """Does the prompt depend on the mask?  ``|a - b| / |a|`` of three tensors when the support masks are swapped.
+
+        Masks are swapped between objects; a single object's masks are emptied (section 4.4 of the decisions).
+        """
+        masks, targets = self._episode(batch)
+        swapped = masks.roll(1, dims=1) if masks.shape[1] > 1 else torch.zeros_like(masks)
+        seen = []
+        for shown in (masks, swapped):
+            embedding, keys, values = self._encode_all(batch.images, shown)
+            tokens, context = self.prompt(embedding.features[targets], keys, values, exclude=targets)
+            seen.append((values, context, tokens))
+        return {
+            f"rel_{name}": float((a - b).norm() / a.norm().clamp_min(1e-12))
+            for name, a, b in zip(("values", "context", "prompt"), *seen, strict=True)
+        }
+
+    @staticmethod
+    def gauge_warning(gauges: Mapping[str, float], step: int, warmup: int) -> str | None:
+        """A sentence when the prompt still ignores the support mask after warm-up."""
+        if step <= warmup or gauges["rel_prompt"] >= 0.05:
+            return None
+        return (
+            f"the prompt hardly depends on the support mask (relative change {gauges['rel_prompt']:.3f} at step {step}): "
+            "raise model.csm.mask_gain, lower model.csm.image_gain and fsup_gain, or use --preset scratch"
+        )
+
+
+def build(config: RunConfig, objects: tuple[str, ...]) -> ProxyPrompt:
+    """Proxy Prompt as a run's configuration describes it, its fresh parts drawn from ``config.seed``."""
+    from samsans.backbones import add_lora, load_backbone
+
+    backbone = load_backbone(config.backbone, seed=config.seed)
+    if config.backbone.train == "lora":
+        add_lora(backbone, config.lora)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return ProxyPrompt(backbone, config.model)
+
+
+def _tokens(features: Tensor) -> Tensor:
+    """``(B, C, g, g)`` to row-major ``(B, T, C)``."""
+    return features.flatten(2).transpose(1, 2)
+
+
+def _upsample(logits: Tensor, size: int) -> Tensor:
+    return F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
