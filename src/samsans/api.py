@@ -1,0 +1,136 @@
+"""The public functions: thin wrappers that turn plain arguments into configurations.  The command line calls these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samsans import config as configuration
+from samsans.config import DataConfig, RunConfig
+from samsans.errors import InputError
+from samsans.types import ClassInfo, Progress
+
+if TYPE_CHECKING:
+    from samsans.data.check import CheckReport
+    from samsans.inference import Segmenter
+    from samsans.metrics.evaluate import Summary
+
+OnProgress = Callable[[Progress], None]
+
+SHORTCUTS = {
+    "shots": "split.shots",
+    "steps": "train.steps",
+    "epochs": "train.epochs",
+    "minutes": "train.minutes",
+    "seed": "seed",
+    "input_size": "backbone.input_size",
+    "backbone": "backbone.name",
+}
+"""Short names of the keys that most runs set."""
+
+
+def check(data: str | Path | DataConfig, *, on_progress: OnProgress | None = None) -> CheckReport:
+    """What was understood of a data set, what is wrong, in which file, and how to mend it."""
+    from samsans.data.check import check as run
+
+    return run(_data(data), on_progress=on_progress)
+
+
+def resolve(
+    method: str,
+    data: str | Path | None = None,
+    *,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The configuration of a run: defaults < preset < YAML file < options (dotted keys or ``SHORTCUTS``)."""
+    values = configuration.flatten(configuration.read_yaml(config)) if config else {}
+    values |= {SHORTCUTS.get(k, k): v for k, v in configuration.flatten(options or {}).items() if v is not None}
+    if data is not None:
+        values["data.path"] = str(Path(data).resolve())
+    if values.get("train.minutes") is None and values.get("train.epochs") is None:
+        values.setdefault("train.minutes", None)
+    return configuration.from_dict(values, method=method, preset=preset)
+
+
+def train(
+    method: str,
+    data: str | Path,
+    *,
+    out: str | Path,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    resume: bool = False,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> Path:
+    """Train a method on a data set.
+
+    Args:
+        method: A name of ``samsans models``, e.g. ``proxy_prompt``.
+        data: Folder or CSV in any layout that ``check`` understands.
+        out: Run folder to write.
+        preset: Named settings; by default ``paper``, or ``scratch`` for a backbone that trains from nothing.
+        config: YAML file of settings.
+        resume: Continue an interrupted run.
+        on_progress: Called with a ``Progress``.
+        options: ``shots``, ``steps``, ``epochs``, ``minutes``, ``seed``, ``input_size``, ``backbone``, or any dotted
+            key, e.g. ``**{"model.csm.selective": False}``.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        InputError: data or settings that cannot be used.
+    """
+    from samsans.training import train as run
+
+    resolved = resolve(method, data, preset=preset, config=config, options=options)
+    return run(resolved, Path(out), resume=resume, on_progress=on_progress)
+
+
+def load(run: str | Path, **options: Any) -> Segmenter:
+    """A trained run, ready to segment; see ``samsans.inference.load`` for the options."""
+    from samsans.inference import load as open_run
+
+    return open_run(run, **options)
+
+
+def evaluate(
+    predictions: str | Path,
+    reference: str | Path | DataConfig,
+    out: str | Path,
+    *,
+    convention: str = "default",
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> Summary:
+    """Compare label maps with a reference and write ``summary.json``, ``cases.csv`` and ``report.html``.
+
+    Args:
+        predictions: Folder that ``predict`` wrote.
+        reference: Folder of masks, or a data set in any layout: then the predicted cases are evaluated.
+        out: Report folder.
+        convention: How empty masks count, and over what; a name of ``samsans.metrics.conventions``.
+        on_progress: Called with a ``Progress``.
+        options: Passed to ``samsans.metrics.evaluate.evaluate``.
+    """
+    from samsans.metrics.evaluate import evaluate as run
+
+    cases, classes = _reference(Path(predictions), reference)
+    return run(
+        Path(predictions),
+        Path(str(reference)) if cases is None else cases,
+        Path(out),
+        convention=convention,
+        on_progress=on_progress,
+        **({"classes": classes} if classes else {}),
+        **options,
+    )
+
+
+def _data(data: str | Path | DataConfig) -> DataConfig:
+    return data if isinstance(data, DataConfig) else DataConfig(path=str(data))
