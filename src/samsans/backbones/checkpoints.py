@@ -1,0 +1,304 @@
+"""Weights into networks: found on this machine first, read without pickle, loaded strictly.
+
+Understands the files of ``transformers`` (``model.safetensors`` or ``pytorch_model.bin`` beside a ``config.json``) and
+the original ``.pth`` files of SAM and MedSAM, whose architecture is read off their shapes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import pickle
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import SamModel
+
+from samsans import zoo
+from samsans.backbones.geometry import resize_state
+from samsans.backbones.sam import LoadReport, Sam, build_network, initialise, tie_positions
+from samsans.errors import InputError
+from samsans.zoo import BackboneEntry, SamArchitecture
+
+if TYPE_CHECKING:
+    from samsans.config import BackboneConfig
+
+log = logging.getLogger(__name__)
+
+FOURIER = "shared_image_embedding.positional_embedding"
+FOURIER_TWIN = "prompt_encoder.shared_embedding.positional_embedding"
+POS_EMBED = "vision_encoder.pos_embed"
+
+# Names in the original files, as patterns, and in transformers.  Names that no pattern matches are the same in both.
+ORIGINAL_NAMES = (
+    (r"image_encoder\.patch_embed\.proj\.", "vision_encoder.patch_embed.projection."),
+    (r"image_encoder\.blocks\.(\d+)\.norm([12])\.", r"vision_encoder.layers.\1.layer_norm\2."),
+    (r"image_encoder\.blocks\.", "vision_encoder.layers."),
+    (r"image_encoder\.neck\.0\.", "vision_encoder.neck.conv1."),
+    (r"image_encoder\.neck\.1\.", "vision_encoder.neck.layer_norm1."),
+    (r"image_encoder\.neck\.2\.", "vision_encoder.neck.conv2."),
+    (r"image_encoder\.neck\.3\.", "vision_encoder.neck.layer_norm2."),
+    (r"image_encoder\.pos_embed", POS_EMBED),
+    (r"prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix", FOURIER),
+    (r"prompt_encoder\.point_embeddings\.", "prompt_encoder.point_embed."),
+    (r"prompt_encoder\.mask_downscaling\.0\.", "prompt_encoder.mask_embed.conv1."),
+    (r"prompt_encoder\.mask_downscaling\.1\.", "prompt_encoder.mask_embed.layer_norm1."),
+    (r"prompt_encoder\.mask_downscaling\.3\.", "prompt_encoder.mask_embed.conv2."),
+    (r"prompt_encoder\.mask_downscaling\.4\.", "prompt_encoder.mask_embed.layer_norm2."),
+    (r"prompt_encoder\.mask_downscaling\.6\.", "prompt_encoder.mask_embed.conv3."),
+    (r"mask_decoder\.transformer\.layers\.(\d+)\.norm([1-4])\.", r"mask_decoder.transformer.layers.\1.layer_norm\2."),
+    (r"mask_decoder\.transformer\.norm_final_attn\.", "mask_decoder.transformer.layer_norm_final_attn."),
+    (r"mask_decoder\.output_upscaling\.0\.", "mask_decoder.upscale_conv1."),
+    (r"mask_decoder\.output_upscaling\.1\.", "mask_decoder.upscale_layer_norm."),
+    (r"mask_decoder\.output_upscaling\.3\.", "mask_decoder.upscale_conv2."),
+    (r"mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.layers\.0\.", r"mask_decoder.\1.proj_in."),
+    (r"mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.layers\.1\.", r"mask_decoder.\1.layers.0."),
+    (r"mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.layers\.2\.", r"mask_decoder.\1.proj_out."),
+)
+
+
+def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Sam:
+    """The backbone that ``config`` names, ready to encode and decode, on the CPU in float32.
+
+    ``config.name``: a name of the zoo, a hub id ``org/name``, a folder or file of weights.  ``seed`` decides the weights
+    of those that start from random ones, and nothing else.  Its base weights are frozen unless ``config.train`` is
+    ``all``.  Raises ``InputError`` where the weights are not here and cannot be fetched, or do not fit.
+    """
+    entry = zoo.BACKBONES.get(config.name)
+    if entry is not None and entry.from_scratch:
+        model = build_network(entry.architecture, config.input_size or entry.input_size, config.attention)
+        report = LoadReport(f"random numbers, seed {seed}", len(initialise(model, seed).state_dict()))
+    else:
+        path = find_weights(config.name)
+        model, report = load_network(path, config.input_size, config.attention, entry)
+    log.info("%s: %s", config.name, report)
+    sam = Sam(
+        model,
+        name=config.name,
+        from_scratch=entry is not None and entry.from_scratch,
+        report=report,
+        attention=config.attention,
+        checkpointing=config.checkpointing,
+    )
+    if config.train == "all":
+        sam.freeze(False)
+    return sam.eval()
+
+
+def load_network(
+    path: Path, input_size: int | None = None, attention: str = "fast", entry: BackboneEntry | None = None
+) -> tuple[SamModel, LoadReport]:
+    """The network of a file of weights, for inputs of ``input_size`` px (``None``: the size it was made for).
+
+    ``entry``: what the file is meant to be; another architecture is refused.
+    """
+    state = read_state(path)
+    arch = infer_architecture(state, path)
+    if entry is not None and dataclasses.replace(arch, input_size=entry.input_size) != entry.architecture:
+        want = entry.architecture
+        raise InputError(
+            f"{path} holds a ViT of {arch.depth} blocks of width {arch.hidden}",
+            f"{want.depth} blocks of width {want.hidden} for {entry.name}",
+            "Name the file itself as backbone, or the backbone that it holds",
+        )
+    side = input_size or arch.input_size
+    model = build_network(arch, side, attention)
+    state, resized = resize_state(state, arch, side // arch.patch)
+    check_state(model, state, path)
+    model.load_state_dict({**state, FOURIER_TWIN: state[FOURIER]}, strict=True, assign=True)
+    tie_positions(model)
+    return model, LoadReport(str(path), len(state), resized)
+
+
+def find_weights(name: str) -> Path:
+    """The file of weights of a zoo name, hub id, folder or file: on this machine, else from the Hugging Face hub."""
+    found = zoo.where(name)
+    if found is not None and found.is_dir():
+        files = [found / file for file in ("model.safetensors", "pytorch_model.bin") if (found / file).is_file()]
+        if not files:
+            raise InputError(f"No weights in {found}", "model.safetensors or pytorch_model.bin in it")
+        return files[0]
+    if found is not None:
+        return found
+    hub_id = zoo.BACKBONES[name].hub_id if name in zoo.BACKBONES else name
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) or hub_id.startswith("."):
+        if "/" in name or name.endswith((".pth", ".pt", ".bin", ".safetensors")):
+            raise InputError(f"{name} does not exist", "a file or folder of weights", "Check the path")
+        raise zoo.unknown("backbone", name, zoo.BACKBONES)
+    return fetch(name, hub_id)
+
+
+def fetch(name: str, hub_id: str) -> Path:
+    """Download the weights of a hub repository into the Hugging Face cache."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    log.info("fetching %s from https://huggingface.co/%s", name, hub_id)
+    try:
+        hf_hub_download(hub_id, "config.json")
+        try:
+            return Path(hf_hub_download(hub_id, "model.safetensors"))
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError):
+                raise
+            return Path(hf_hub_download(hub_id, "pytorch_model.bin"))
+    except OSError as error:
+        entry = zoo.BACKBONES.get(name)
+        if entry is not None and entry.file_name:
+            manual = f"download {entry.url} into this folder ({Path.cwd()})"
+        else:
+            manual = f"download the files of https://huggingface.co/{hub_id} into a folder and name it as backbone"
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"The weights of {name} are not on this machine and could not be fetched: {reason}",
+            todo=f"Without a connection {manual}",
+        ) from error
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file under ``transformers``' names, in float32.  Nothing in the file is executed."""
+    check_digest(path)
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{path} cannot be read as weights: {reason}",
+            "a .safetensors file, or a .pth file of tensors only",
+            "Download it again, or save its state_dict alone",
+        ) from error
+    for wrapper in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"{path} does not hold a dictionary of tensors", "the state_dict of a SAM")
+    state = {rename(key.removeprefix("module.")): value.float() for key, value in content.items()}
+    twin = state.pop(FOURIER_TWIN, None)
+    if twin is not None:
+        state.setdefault(FOURIER, twin)
+    return state
+
+
+def check_digest(path: Path) -> None:
+    """Refuse an official SAM file whose MD5 does not begin as its own name says it must."""
+    entry = next((entry for entry in zoo.list_backbones() if entry.file_name == path.name), None)
+    if entry is None or not entry.md5_prefix:
+        return
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "md5").hexdigest()
+    if not digest.startswith(entry.md5_prefix):
+        raise InputError(
+            f"{path} has MD5 {digest}",
+            f"one beginning with {entry.md5_prefix}, as its name says",
+            f"Download {entry.url} again",
+        )
+
+
+def rename(key: str) -> str:
+    """A tensor's name in ``transformers``, given its name there or in an original SAM file."""
+    for pattern, replacement in ORIGINAL_NAMES:
+        if re.match(pattern, key):
+            return re.sub(pattern, replacement, key, count=1)
+    return key
+
+
+def infer_architecture(state: dict[str, Tensor], path: Path) -> SamArchitecture:
+    """The architecture of a SAM state dict, from its shapes, and from ``config.json`` beside it where there is one.
+
+    Global blocks are those whose relative positions span the whole grid; where windows are as large as the grid, they
+    are taken to be evenly spaced, as in every SAM.
+    """
+    config = read_config(path)
+    decoder = config.get("mask_decoder_config") or {}
+    try:
+        shape = {key: tuple(value.shape) for key, value in state.items()}
+        hidden, _, patch, _ = shape["vision_encoder.patch_embed.projection.weight"]
+        grid = shape[POS_EMBED][1]
+        depth = count(shape, r"vision_encoder\.layers\.(\d+)\.")
+        spans = [shape[f"vision_encoder.layers.{i}.attn.rel_pos_h"] for i in range(depth)]
+        lengths = {length for length, _ in spans}
+        if len(lengths) > 1:
+            global_blocks = tuple(i for i, (length, _) in enumerate(spans) if length == 2 * grid - 1)
+            window = (min(lengths - {2 * grid - 1}) + 1) // 2
+        else:
+            global_blocks, window = tuple(range(depth // 4 - 1, depth, depth // 4)), grid
+        channels = shape["vision_encoder.neck.conv2.weight"][0]
+        block = "mask_decoder.transformer.layers.0."
+        return SamArchitecture(
+            hidden=hidden,
+            depth=depth,
+            heads=hidden // spans[0][1],
+            mlp=shape["vision_encoder.layers.0.mlp.lin1.weight"][0],
+            global_blocks=global_blocks,
+            patch=patch,
+            window=window,
+            channels=channels,
+            decoder_depth=count(shape, r"mask_decoder\.transformer\.layers\.(\d+)\."),
+            decoder_heads=decoder.get("num_attention_heads", SamArchitecture.decoder_heads),
+            decoder_mlp=shape[block + "mlp.lin1.weight"][0],
+            decoder_downsample=channels // shape[block + "cross_attn_token_to_image.q_proj.weight"][0],
+            multimask=shape["mask_decoder.mask_tokens.weight"][0] - 1,
+            iou_hidden=shape["mask_decoder.iou_prediction_head.proj_in.weight"][0],
+            mask_channels=shape["prompt_encoder.mask_embed.conv2.weight"][0],
+            input_size=grid * patch,
+        )
+    except (KeyError, ValueError, ZeroDivisionError) as error:
+        raise InputError(
+            f"{path} is not a SAM: {error} cannot be found in its {len(state)} tensors",
+            "the weights of SAM or MedSAM, original or of transformers",
+        ) from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """``config.json`` beside a file of weights that ``transformers`` saved; empty for any other file."""
+    file = path.parent / "config.json"
+    if path.name not in ("model.safetensors", "pytorch_model.bin") or not file.is_file():
+        return {}
+    config = json.loads(file.read_text())
+    if config.get("model_type") != "sam":
+        raise InputError(f"{file} describes a {config.get('model_type')!r} model", "model_type 'sam'")
+    return config
+
+
+def count(shape: dict[str, tuple[int, ...]], pattern: str) -> int:
+    """How many numbered layers of a pattern there are."""
+    return len({match[1] for key in shape if (match := re.match(pattern, key))})
+
+
+def check_state(model: SamModel, state: dict[str, Tensor], path: Path) -> None:
+    """Raise ``InputError`` that lists, by part of the network, every tensor that is missing, unexpected or misshapen."""
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items() if key != FOURIER_TWIN}
+    misshapen = [
+        f"{key} is {tuple(state[key].shape)} in the file and {own[key]} in the model"
+        for key in own.keys() & state.keys()
+        if tuple(state[key].shape) != own[key]
+    ]
+    problems = {
+        "missing": by_part(own.keys() - state.keys()),
+        "unexpected": by_part(state.keys() - own.keys()),
+        "of another shape": by_part(misshapen),
+    }
+    if any(problems.values()):
+        lines = [f"\n  {kind}: {line}" for kind, found in problems.items() for line in found]
+        raise InputError(f"The weights in {path} do not fit:{''.join(lines)}\n", "every tensor of a SAM and no other")
+
+
+def by_part(keys: Any, limit: int = 4) -> list[str]:
+    """``part: n (names...)`` for every top-level module among ``keys``."""
+    parts: dict[str, list[str]] = {}
+    for key in sorted(keys):
+        parts.setdefault(key.partition(".")[0], []).append(key)
+    return [
+        f"{part}: {len(names)} ({', '.join(names[:limit])}{', ...' if len(names) > limit else ''})"
+        for part, names in parts.items()
+    ]

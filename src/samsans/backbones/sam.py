@@ -1,0 +1,270 @@
+"""The Segment Anything Model with two verbs: ``encode`` images once, ``decode`` many prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import SamConfig, SamModel
+
+from samsans.backbones.attention import encoder_block
+from samsans.errors import InputError
+from samsans.types import Embedding, Masks, Prompt
+from samsans.zoo import SamArchitecture
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading did.  ``resized``: one line per position table that was resized to another input side."""
+
+    source: str
+    tensors: int
+    resized: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        tables = "".join(f"\n  resized {line}" for line in self.resized)
+        return f"{self.tensors} tensors from {self.source}{tables}"
+
+
+class Sam(nn.Module):
+    """SAM over ``transformers.SamModel``: letters ``B`` images, ``P`` prompts, ``S``, ``g``, ``C`` as in ``types``.
+
+    model: the network.  name: as asked for.  from_scratch: whether its weights were random at the start.
+    attention: ``fast`` (exact, see ``attention.py``) or ``naive`` (the library's own blocks).
+    checkpointing: recompute each encoder block in the backward pass instead of storing it.
+    """
+
+    image_pe: Tensor
+
+    def __init__(
+        self,
+        model: SamModel,
+        *,
+        name: str,
+        from_scratch: bool,
+        report: LoadReport,
+        attention: str = "fast",
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        vision = model.config.vision_config
+        self.model = model
+        self.name, self.from_scratch, self.load_report = name, from_scratch, report
+        self.attention, self.checkpointing = attention, checkpointing
+        self.input_size, self.patch = int(vision.image_size), int(vision.patch_size)
+        self.grid, self.channels = self.input_size // self.patch, int(vision.output_channels)
+        self.frozen = True
+        self._base_hash: str | None = None
+        with torch.no_grad():  # kept in float32 whatever the autocast: bf16 coordinates would blur the positions
+            self.register_buffer("image_pe", model.get_image_wide_positional_embeddings(), persistent=False)
+        self.freeze()
+
+    def freeze(self, frozen: bool = True) -> None:
+        """Stop (or start) training the base weights.  The Fourier matrix of positions is never trained."""
+        self.frozen = frozen
+        if not frozen:
+            _ = self.base_hash  # of the initial weights
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not frozen and not name.endswith("positional_embedding"))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Sam:
+        """Training mode; a frozen base stays in evaluation mode, only its adapters follow."""
+        super().train(mode)
+        if self.frozen:
+            self.model.eval()
+            for name, module in self.model.named_modules():
+                if "lora_" in name:
+                    module.train(mode)
+        return self
+
+    @property
+    def base_hash(self) -> str:
+        """SHA-256 over the names and bytes of the base weights as loaded, adapters left out; computed once."""
+        if self._base_hash is None:
+            from samsans.backbones.adapters import base_state
+
+            digest = hashlib.sha256()
+            for name, tensor in sorted(base_state(self).items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            self._base_hash = digest.hexdigest()
+        return self._base_hash
+
+    def encode(self, images: Tensor, blocks: bool = False) -> Embedding:
+        """Embed images ``(B, 3, S, S)`` float, normalised; ``blocks`` also keeps every ViT block's output.
+
+        Features have the dtype of ``images``, also under autocast.
+        """
+        if images.ndim != 4 or images.shape[1:] != (3, self.input_size, self.input_size):
+            side = self.input_size
+            raise InputError(
+                f"Images of shape {tuple(images.shape)}",
+                f"(B, 3, {side}, {side}) for {self.name} at {side} px",
+                "Resize the images or set backbone.input_size",
+            )
+        vision = self.model.vision_encoder
+        x = vision.patch_embed(images)
+        if vision.pos_embed is not None:
+            x = x + vision.pos_embed
+        kept = []
+        for layer in vision.layers:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(self._block, layer, x, use_reentrant=False)
+            else:
+                x = self._block(layer, x)
+            if blocks:
+                kept.append(x)
+        return Embedding(vision.neck(x).to(images.dtype), blocks=tuple(kept))
+
+    def _block(self, layer: nn.Module, x: Tensor) -> Tensor:
+        return encoder_block(layer, x) if self.attention == "fast" else layer(x)
+
+    def decode(self, embedding: Embedding, prompt: Prompt, multimask: bool = False) -> Masks:
+        """Masks of ``P`` prompts about the ``B`` images of ``embedding``, in one batch.
+
+        Returns logits ``(P, 1, 4g, 4g)`` of SAM's single-mask token (decision D-12), or with ``multimask`` the
+        ``(P, 3, 4g, 4g)`` of the others, and their predicted IoU.  Tokens are the output tokens followed by
+        ``prompt.sparse``, nothing else (decision D-11).
+        """
+        count, index = len(prompt.sparse), prompt.image_index
+        if prompt.sparse.ndim != 3 or prompt.sparse.shape[2] != self.channels or index.shape != (count,):
+            raise InputError(
+                f"Prompts of shape {tuple(prompt.sparse.shape)} with image_index {tuple(index.shape)}",
+                f"(P, tokens, {self.channels}) and (P,)",
+            )
+        features = embedding.features
+        if len(features) == 1:
+            features = features.expand(count, -1, -1, -1)  # no copy
+        else:
+            features = features.index_select(0, index)
+        logits, iou = self.model.mask_decoder(
+            image_embeddings=features,
+            image_positional_embeddings=self.image_pe,
+            sparse_prompt_embeddings=prompt.sparse[:, None],
+            dense_prompt_embeddings=prompt.dense,
+            multimask_output=multimask,
+        )
+        return Masks(logits[:, 0], iou[:, 0])
+
+    def dense_default(self) -> Tensor:
+        """SAM's learned "no mask" vector over the grid, ``(1, C, g, g)``."""
+        vector = self.model.prompt_encoder.no_mask_embed.weight
+        return vector.reshape(1, -1, 1, 1).expand(1, -1, self.grid, self.grid)
+
+    def no_mask_prompt(self, sparse: Tensor, image_index: Tensor) -> Prompt:
+        """Prompts of given tokens ``(P, tokens, C)`` about images ``(P,)``, with the default dense part."""
+        return Prompt(sparse, self.dense_default(), image_index)
+
+    def embed_prompts(
+        self,
+        image_index: Tensor,
+        *,
+        points: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+    ) -> Prompt:
+        """SAM's own prompt encoder, with gradients.
+
+        image_index: ``(P,)`` int64.  points: ``(P, n, 2)`` x, y in model pixels; point_labels: ``(P, n)``, 1 inside,
+        0 outside, -1 padding.  boxes: ``(P, 4)`` x0, y0, x1, y1 in model pixels.  masks: ``(P, 1, 4g, 4g)`` logits.
+        """
+        if (points is None) != (point_labels is None):
+            raise InputError("Points without labels, or labels without points", "both or neither")
+        for name, given in (("points", points), ("boxes", boxes), ("masks", masks)):
+            if given is not None and len(given) != len(image_index):
+                raise InputError(f"{len(given)} {name} for {len(image_index)} prompts", "one entry for every prompt")
+        with torch.autocast(image_index.device.type, enabled=False):  # coordinates need their full precision
+            sparse, dense = self.model.prompt_encoder(
+                input_points=None if points is None else points[:, None].float(),
+                input_labels=None if point_labels is None else point_labels[:, None],
+                input_boxes=None if boxes is None else boxes[:, None].float(),
+                input_masks=masks,
+            )
+        if sparse is None:
+            tokens = self.model.mask_decoder.iou_token.weight.new_zeros(len(image_index), 0, self.channels)
+        else:
+            tokens = sparse[:, 0]
+        return Prompt(tokens, self.dense_default() if masks is None else dense, image_index)
+
+
+def build_network(arch: SamArchitecture, input_size: int, attention: str = "fast") -> SamModel:
+    """An empty network (meta tensors) for inputs of ``input_size`` pixels.
+
+    The decoder's LayerNorm has SAM's own epsilon, 1e-5, not the 1e-6 of ``transformers``.
+    """
+    if input_size < arch.patch or input_size % arch.patch:
+        raise InputError(f"Input side {input_size} px", f"a multiple of the patch side, {arch.patch} px")
+    config = SamConfig(
+        vision_config={
+            "hidden_size": arch.hidden,
+            "num_hidden_layers": arch.depth,
+            "num_attention_heads": arch.heads,
+            "mlp_dim": arch.mlp,
+            "global_attn_indexes": list(arch.global_blocks),
+            "window_size": arch.window,
+            "output_channels": arch.channels,
+            "num_pos_feats": arch.channels // 2,
+            "image_size": input_size,
+            "patch_size": arch.patch,
+        },
+        prompt_encoder_config={
+            "hidden_size": arch.channels,
+            "mask_input_channels": arch.mask_channels,
+            "image_size": input_size,
+            "patch_size": arch.patch,
+        },
+        mask_decoder_config={
+            "hidden_size": arch.channels,
+            "num_hidden_layers": arch.decoder_depth,
+            "num_attention_heads": arch.decoder_heads,
+            "mlp_dim": arch.decoder_mlp,
+            "attention_downsample_rate": arch.decoder_downsample,
+            "num_multimask_outputs": arch.multimask,
+            "iou_head_hidden_dim": arch.iou_hidden,
+            "layer_norm_eps": 1e-5,
+        },
+    )
+    config._attn_implementation = "sdpa" if attention == "fast" else "eager"
+    with torch.device("meta"):
+        return SamModel(config)
+
+
+def tie_positions(model: SamModel) -> None:
+    """Let images and points share one Fourier matrix, as SAM does."""
+    shared = model.shared_image_embedding.positional_embedding
+    model.prompt_encoder.shared_embedding.positional_embedding = shared
+
+
+@torch.no_grad()
+def initialise(model: SamModel, seed: int) -> SamModel:
+    """Random weights that can be trained from (our decision; ``transformers``' own are of size 1e-10).
+
+    Linear layers of the ViT and its positions: truncated normal, 0.02.  Other linear and convolution weights:
+    truncated normal, ``1 / sqrt(fan in)``.  Biases and relative positions 0, norms 1, tokens and the Fourier
+    matrix standard normal as in SAM.  Depends on ``seed`` alone, not on torch's global state, which it leaves as it is.
+    """
+    model.to_empty(device="cpu")
+    tie_positions(model)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in sorted(model.named_parameters()):
+        module = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, nn.LayerNorm):
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+        elif name.endswith(("bias", "rel_pos_h", "rel_pos_w")):
+            parameter.zero_()
+        elif isinstance(module, nn.Embedding) or name.endswith("positional_embedding"):
+            parameter.normal_(generator=generator)
+        else:
+            if name.startswith("vision_encoder.") and not isinstance(module, nn.Conv2d):
+                std = 0.02
+            else:  # the stride of every transposed convolution is its kernel: fan in is its input channels
+                fan_in = len(parameter) if isinstance(module, nn.ConvTranspose2d) else parameter[0].numel()
+                std = 1 / math.sqrt(fan_in)
+            nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)
+    return model

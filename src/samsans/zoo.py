@@ -1,0 +1,293 @@
+"""Named weights and methods: where they are, what they weigh, whose they are.  Plain data; imports no torch.
+
+Weights are looked for on this machine first (the current folder, then the Hugging Face cache) and fetched from the hub
+only where they are absent.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from samsans.errors import InputError
+
+META_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
+
+
+@dataclass(frozen=True)
+class SamArchitecture:
+    """Everything that fixes the shapes of a SAM network.
+
+    ``hidden``, ``depth``, ``heads``, ``mlp``: the image encoder (a ViT).  ``patch``: pixels a token side.
+    ``window``: tokens a window side; blocks in ``global_blocks`` attend to the whole image instead.
+    ``channels``: C of the embedding.  ``input_size``: S in pixels the weights were made for.
+    """
+
+    hidden: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp: int = 3072
+    global_blocks: tuple[int, ...] = (2, 5, 8, 11)
+    patch: int = 16
+    window: int = 14
+    channels: int = 256
+    decoder_depth: int = 2
+    decoder_heads: int = 8
+    decoder_mlp: int = 2048
+    decoder_downsample: int = 2
+    multimask: int = 3
+    iou_hidden: int = 256
+    mask_channels: int = 16
+    input_size: int = 1024
+
+
+VIT_B = SamArchitecture()
+VIT_L = SamArchitecture(hidden=1024, depth=24, heads=16, mlp=4096, global_blocks=(5, 11, 17, 23))
+VIT_H = SamArchitecture(hidden=1280, depth=32, heads=16, mlp=5120, global_blocks=(7, 15, 23, 31))
+TINY = SamArchitecture(
+    hidden=32,
+    depth=2,
+    heads=2,
+    mlp=64,
+    global_blocks=(1,),
+    window=3,
+    channels=32,
+    decoder_heads=2,
+    decoder_mlp=64,
+    iou_hidden=32,
+    mask_channels=8,
+    input_size=64,
+)
+SCRATCH = SamArchitecture(
+    hidden=192,
+    depth=6,
+    heads=6,
+    mlp=768,
+    global_blocks=(2, 5),
+    patch=8,
+    window=8,
+    channels=128,
+    decoder_mlp=512,
+    iou_hidden=128,
+    input_size=256,
+)
+
+
+@dataclass(frozen=True)
+class BackboneEntry:
+    """One backbone that can be asked for by name.
+
+    hub_id: repository on the Hugging Face hub; url: the original file (its name carries the first six digits of its
+    MD5 for the official SAM files); both empty for networks that start from random weights.
+    parameters: all of the network.  megabytes: size of the file in float32.
+    """
+
+    name: str
+    family: str
+    summary: str
+    licence: str
+    parameters: int
+    megabytes: int
+    architecture: SamArchitecture = field(repr=False)
+    hub_id: str = ""
+    url: str = ""
+
+    @property
+    def input_size(self) -> int:
+        """Input side S in pixels that the weights were made for."""
+        return self.architecture.input_size
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether it starts from random weights."""
+        return not self.hub_id
+
+    @property
+    def file_name(self) -> str:
+        """Name of the original file, empty where there is none."""
+        name = self.url.rsplit("/", 1)[-1]
+        return name if name.endswith(".pth") else ""
+
+    @property
+    def md5_prefix(self) -> str:
+        """First six hexadecimal digits of the original file's MD5, as its name states them; empty if unknown."""
+        return self.file_name.removesuffix(".pth").rsplit("_", 1)[-1] if self.url.startswith(META_URL) else ""
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One method that can be asked for by name; ``module`` and ``config`` are import strings.
+
+    ``config`` is ``module:Class`` of its typed options, importable without torch.
+    """
+
+    name: str
+    title: str
+    arxiv: str
+    module: str
+    config: str
+    presets: tuple[str, ...]
+    summary: str
+
+
+BACKBONES: dict[str, BackboneEntry] = {
+    entry.name: entry
+    for entry in (
+        BackboneEntry(
+            "sam-vit-b",
+            "sam",
+            "Segment Anything, ViT-B",
+            "Apache-2.0",
+            93_735_472,
+            375,
+            VIT_B,
+            "facebook/sam-vit-base",
+            META_URL + "sam_vit_b_01ec64.pth",
+        ),
+        BackboneEntry(
+            "sam-vit-l",
+            "sam",
+            "Segment Anything, ViT-L",
+            "Apache-2.0",
+            312_342_832,
+            1249,
+            VIT_L,
+            "facebook/sam-vit-large",
+            META_URL + "sam_vit_l_0b3195.pth",
+        ),
+        BackboneEntry(
+            "sam-vit-h",
+            "sam",
+            "Segment Anything, ViT-H",
+            "Apache-2.0",
+            641_090_608,
+            2564,
+            VIT_H,
+            "facebook/sam-vit-huge",
+            META_URL + "sam_vit_h_4b8939.pth",
+        ),
+        BackboneEntry(
+            "medsam-vit-b",
+            "sam",
+            "MedSAM: SAM ViT-B fine-tuned on medical images with boxes",
+            "Apache-2.0",
+            93_735_472,
+            375,
+            VIT_B,
+            "wanglab/medsam-vit-base",
+            "https://huggingface.co/wanglab/medsam-vit-base",
+        ),
+        BackboneEntry(
+            "scratch", "sam", "Small SAM, random weights: trains from nothing on a CPU", "Apache-2.0", 0, 0, SCRATCH
+        ),
+        BackboneEntry("tiny", "sam", "Two blocks, random weights: for tests only", "Apache-2.0", 0, 0, TINY),
+    )
+}
+
+METHODS: dict[str, MethodEntry] = {
+    entry.name: entry
+    for entry in (
+        MethodEntry(
+            name="proxy_prompt",
+            title="Proxy Prompt: Endowing SAM and SAM 2 with Auto-Interactive-Prompt for Medical Segmentation",
+            arxiv="2502.03501",
+            module="samsans.methods.proxy_prompt",
+            config="samsans.methods.proxy_prompt.config:ProxyPromptConfig",
+            presets=("paper",),
+            summary="An annotated image of someone else becomes a prompt; switch task by switching the example",
+        ),
+        MethodEntry(
+            name="prompted",
+            title="Segment Anything",
+            arxiv="2304.02643",
+            module="samsans.methods.prompted",
+            config="samsans.methods.prompted_config:PromptedConfig",
+            presets=("box", "point", "everything"),
+            summary="Baseline: SAM prompted with boxes or points drawn from the true mask, or with a grid of points",
+        ),
+    )
+}
+
+
+def list_backbones() -> tuple[BackboneEntry, ...]:
+    """Every named backbone."""
+    return tuple(BACKBONES.values())
+
+
+def list_methods() -> tuple[MethodEntry, ...]:
+    """Every named method."""
+    return tuple(METHODS.values())
+
+
+def backbone_entry(name: str) -> BackboneEntry:
+    """The backbone of that name; ``InputError`` with near names if there is none."""
+    if name not in BACKBONES:
+        raise unknown("backbone", name, BACKBONES)
+    return BACKBONES[name]
+
+
+def method_entry(name: str) -> MethodEntry:
+    """The method of that name; ``InputError`` with near names if there is none."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return METHODS[name]
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is not in a registry."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return InputError(f"No {kind} is called {name!r}", "one of " + ", ".join(names), f"Try {near[0]!r}" if near else "")
+
+
+def show(name: str) -> str:
+    """What is known about a backbone or method, as lines of text."""
+    if name in METHODS:
+        method = METHODS[name]
+        rows = {
+            "method": method.name,
+            "paper": f"{method.title} (arXiv {method.arxiv})",
+            "summary": method.summary,
+            "presets": ", ".join(method.presets),
+        }
+    elif name in BACKBONES:
+        entry = BACKBONES[name]
+        arch = entry.architecture
+        rows = {
+            "backbone": entry.name,
+            "summary": entry.summary,
+            "weights": "random, seeded" if entry.from_scratch else f"{entry.hub_id} ({entry.megabytes} MB)",
+            "here": "not needed" if entry.from_scratch else str(where(name) or "not on this machine"),
+            "original": entry.url or "none",
+            "licence": entry.licence,
+            "input": f"{entry.input_size} px, patch {arch.patch}",
+            "encoder": f"{arch.depth} blocks of width {arch.hidden}, {arch.heads} heads, {arch.channels} channels out",
+        }
+    else:
+        raise unknown("backbone or method", name, [*BACKBONES, *METHODS])
+    return "\n".join(f"{key:9} {value}" for key, value in rows.items())
+
+
+def where(name: str) -> Path | None:
+    """The weights of a named backbone, a hub id or a path on this machine; ``None`` where they are not here.
+
+    Looks at ``name`` as a path, then for the original file in the current folder, then in the Hugging Face cache
+    (``~/.cache/huggingface``, or where ``huggingface_hub`` is told to keep it).  Never goes online.
+    """
+    entry = BACKBONES.get(name)
+    if entry is None and Path(name).exists():
+        return Path(name)
+    if entry is not None and entry.file_name and Path(entry.file_name).is_file():
+        return Path(entry.file_name)
+    hub_id = entry.hub_id if entry else name
+    if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        found = try_to_load_from_cache(hub_id, file)
+        if isinstance(found, str):
+            return Path(found)
+    return None
