@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from samsans.errors import InputError
+from samsans.ops import scan_cpu
 
 BACKENDS = ("auto", "cpp", "triton", "chunked", "sequential")
 _ONE_CHUNK, _MAX_CHUNK = 128, 32  # up to so many tokens stay one chunk; longer sequences are cut into such chunks
@@ -58,11 +59,13 @@ def selective_scan(
 
 def _choose(backend: str, x: Tensor) -> Any:
     """The function ``(x, dt, A, B, C, D, reverse) -> y`` that runs ``backend`` on tensors like ``x``."""
-    if backend == "sequential":
-        return sequential_scan
-    if backend == "chunked":
-        return _Chunked.apply
-    return _Chunked.apply
+    if backend == "auto":
+        backend = "chunked"
+        if x.dtype == torch.float32 and x.device.type == "cpu" and scan_cpu.available():
+            backend = "cpp"
+    if backend == "cpp":
+        return scan_cpu.scan
+    return sequential_scan if backend == "sequential" else _Chunked.apply
 
 
 def _check(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, backend: str) -> None:
