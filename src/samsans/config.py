@@ -229,7 +229,7 @@ def _import(path: str) -> Any:
 @functools.cache
 def run_config_class(method: str) -> type[RunConfig]:
     """``RunConfig`` whose ``model`` field is typed as the method's own configuration."""
-    model = _import(zoo.method(method).config)
+    model = _import(zoo.method_entry(method).config)
     return dataclasses.make_dataclass(
         "RunConfig",
         [("method", str, field(default=method)), ("model", model, field(default_factory=model))],
@@ -240,7 +240,7 @@ def run_config_class(method: str) -> type[RunConfig]:
 
 def presets(method: str) -> dict[str, dict[str, Any]]:
     """The method's presets by name: nested overrides of the defaults."""
-    entry = zoo.method(method)
+    entry = zoo.method_entry(method)
     return getattr(importlib.import_module(entry.config.partition(":")[0]), "PRESETS")
 
 
@@ -248,7 +248,7 @@ def choose_preset(method: str, preset: str | None, backbone: str | None) -> str:
     """The preset asked for; else ``scratch`` where the backbone trains from nothing and the method has it, else ``paper``."""
     known = presets(method)
     if preset is None:
-        scratch = backbone is not None and zoo.is_from_scratch(backbone) and "scratch" in known
+        scratch = backbone in zoo.BACKBONES and zoo.BACKBONES[backbone].from_scratch and "scratch" in known
         return "scratch" if scratch else "paper"
     if preset not in known:
         raise InputError(f"{method} has no preset {preset!r}", f"one of {', '.join(known)}")

@@ -193,9 +193,9 @@ METHODS: dict[str, MethodEntry] = {
             name="proxy_prompt",
             title="Proxy Prompt: Endowing SAM and SAM 2 with Auto-Interactive-Prompt for Medical Segmentation",
             arxiv="2502.03501",
-            module="samsans.methods.proxy_prompt",
+            module="samsans.methods.proxy_prompt.model",
             config="samsans.methods.proxy_prompt.config:ProxyPromptConfig",
-            presets=("paper",),
+            presets=("paper", "scratch"),
             summary="An annotated image of someone else becomes a prompt; switch task by switching the example",
         ),
         MethodEntry(
@@ -203,8 +203,8 @@ METHODS: dict[str, MethodEntry] = {
             title="Segment Anything",
             arxiv="2304.02643",
             module="samsans.methods.prompted",
-            config="samsans.methods.prompted_config:PromptedConfig",
-            presets=("box", "point", "everything"),
+            config="samsans.methods.prompted.config:PromptedConfig",
+            presets=("paper", "box", "point", "everything", "medsam"),
             summary="Baseline: SAM prompted with boxes or points drawn from the true mask, or with a grid of points",
         ),
     )

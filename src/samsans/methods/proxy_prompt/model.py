@@ -6,6 +6,7 @@ Read top to bottom: encode, context (step 1 and 2), selective read-out (step 3),
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ class ProxyPrompt(nn.Module):
                 f"a grid that halves twice: an input side that is a multiple of {4 * backbone.patch}",
             )
         self.config, self.backbone, self.timer = config, backbone, Timer()
-        self.context_encoder = build_context_encoder(csm.encoder, grid=grid, patch=backbone.patch, scan=config.scan)
+        self.context_encoder = _context_encoder(config, grid, backbone.patch)
         self.bridge = Bridge(
             channels,
             self.context_encoder.out_channels,
@@ -248,6 +249,39 @@ class ProxyPrompt(nn.Module):
         )
 
 
+def _train_whole(backbone: Sam) -> None:
+    """Train every base weight that a mask depends on; the rest stays frozen, so that none is left without gradient."""
+    backbone.freeze(False)
+    unused = re.compile(
+        r"prompt_encoder\.(?!no_mask_embed)|iou_prediction_head|output_hypernetworks_mlps\.[1-9]|iou_token"
+    )
+    for name, parameter in backbone.model.named_parameters():
+        if unused.search(name):
+            parameter.requires_grad_(False)
+
+
+def _context_encoder(config: ProxyPromptConfig, grid: int, patch: int) -> nn.Module:
+    encoder = config.csm.encoder
+    if encoder.name == "resnet50":
+        return build_context_encoder("resnet50", grid=grid, patch=patch)
+    if encoder.name == "vit_b":
+        return build_context_encoder("vit_b", grid=grid, patch=patch, checkpoint=encoder.checkpointing)
+    return build_context_encoder(
+        "vim",
+        grid=grid,
+        patch=patch,
+        dim=encoder.dim,
+        depth=encoder.depth,
+        d_state=encoder.d_state,
+        d_conv=encoder.d_conv,
+        expand=encoder.expand,
+        cls=encoder.cls,
+        drop_path=encoder.drop_path,
+        checkpoint=encoder.checkpointing,
+        scan=config.scan,
+    )
+
+
 def build(config: RunConfig, objects: tuple[str, ...]) -> ProxyPrompt:
     """Proxy Prompt as a run's configuration describes it, its fresh parts drawn from ``config.seed``."""
     from samsans.backbones import add_lora, load_backbone
@@ -255,6 +289,8 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> ProxyPrompt:
     backbone = load_backbone(config.backbone, seed=config.seed)
     if config.backbone.train == "lora":
         add_lora(backbone, config.lora)
+    elif config.backbone.train == "all":
+        _train_whole(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return ProxyPrompt(backbone, config.model)
