@@ -52,5 +52,5 @@ def build(config: RunConfig, objects: Sequence[str]) -> Any:
     Returns:
         A ``torch.nn.Module`` that follows ``Method``; what is frozen has ``requires_grad`` false.
     """
-    module = importlib.import_module(zoo.method(config.method).module)
+    module = importlib.import_module(zoo.method_entry(config.method).module)
     return module.build(config, tuple(objects))
