@@ -1,1 +1,36 @@
-"""Images, volumes and DICOM in and out, geometry kept."""
+"""Images, volumes and DICOM in and out, geometry kept.
+
+World coordinates are RAS+ mm; array axes are the reverse of the file's own order, never reoriented.
+"""
+
+from samsans.io.atomic import atomic_path, suffix, write_json, write_text
+from samsans.io.files import (
+    IMAGE_SUFFIXES,
+    VOLUME_SUFFIXES,
+    file_hash,
+    find_images,
+    is_image,
+    output_suffix,
+    stem,
+)
+from samsans.io.read import content_hash, read_image, read_labels
+from samsans.io.write import write_image, write_labels
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "VOLUME_SUFFIXES",
+    "atomic_path",
+    "content_hash",
+    "file_hash",
+    "find_images",
+    "is_image",
+    "output_suffix",
+    "read_image",
+    "read_labels",
+    "stem",
+    "suffix",
+    "write_image",
+    "write_json",
+    "write_labels",
+    "write_text",
+]

@@ -10,14 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Suffixes of two parts that writers look at as one.
-DOUBLE_SUFFIXES = (".nii.gz", ".ome.tiff", ".ome.tif", ".tar.gz")
-
 
 def suffix(path: str | Path) -> str:
     """The suffix that states the format, in lower case: ``.nii.gz`` of ``a.b.NII.GZ``, ``""`` where there is none."""
-    name = Path(path).name.lower()
-    return next((s for s in DOUBLE_SUFFIXES if name.endswith(s) and name != s), Path(name).suffix)
+    name = Path(Path(path).name.lower())
+    return ".nii.gz" if name.suffixes[-2:] == [".nii", ".gz"] else name.suffix
 
 
 @contextmanager
@@ -51,5 +48,5 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Write ``value`` as indented JSON at ``path``, atomically; NaN and infinities raise ValueError (no JSON has them)."""
+    """Write ``value`` as indented JSON at ``path``, atomically; raises ValueError for NaN and Inf, unknown to JSON."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,0 +1,110 @@
+"""Read any image or label map with its geometry; the suffix says the format."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from samsans.errors import InputError
+from samsans.io import files
+from samsans.types import Volume
+
+READERS = (
+    (files.TIFF_SUFFIXES, "samsans.io.tiff"),
+    (files.IMAGE_SUFFIXES, "samsans.io.images"),
+    (files.NIFTI_SUFFIXES, "samsans.io.nifti"),
+    (files.NRRD_SUFFIXES, "samsans.io.nrrd"),
+    (files.DICOM_SUFFIXES, "samsans.io.dicom"),
+    (files.ITK_SUFFIXES, "samsans.io.itk"),
+)
+
+
+def _reader(path: Path) -> ModuleType:
+    if not path.exists():
+        raise InputError(f"{path} does not exist", "an image file or a folder of DICOM slices", "Check the path")
+    ending = files.suffix(path)
+    name = next((module for suffixes, module in READERS if ending in suffixes), None)
+    if path.is_dir() or (name is None and files.is_dicom(path)):
+        name = "samsans.io.dicom"
+    if name is None:
+        raise files.unknown_suffix(path, files.KNOWN_SUFFIXES)
+    return importlib.import_module(name)
+
+
+def read_image(path: str | Path) -> Volume:
+    """Read an image or volume: ``(D, H, W, C)`` in its native dtype, affine in RAS+ mm, axes as stored (reversed).
+
+    PNG, JPEG, BMP, TIFF; NIfTI, NRRD, DICOM (a file, or the folder of one series), MHA and MHD (extra ``[itk]``).
+
+    Raises InputError for missing, unknown and damaged files, and for NaN or infinite values.
+    """
+    path = Path(path)
+    volume = _reader(path).read(path)
+    _refuse_non_finite(volume.array, path, "replace them by the value of air or background")
+    return volume
+
+
+def read_labels(path: str | Path) -> Volume:
+    """Read a label map: ``(D, H, W)`` integers, the raw values of the file.
+
+    Palette indices, 0/1 of 1-bit files, one channel of an RGB mask whose channels are equal, whole numbers stored as
+    float.  Which value means which class is decided by the data set, not here.
+
+    Raises InputError as ``read_image`` does, and for colours, several channels and values that are not whole.
+    """
+    path = Path(path)
+    volume = _reader(path).read(path, labels=True)
+    return replace(volume, array=_whole(_one_channel(volume.array, path), path))
+
+
+def _one_channel(array: np.ndarray, path: Path) -> np.ndarray:
+    first = array[..., 0]
+    if array.shape[3] > 1 and not all(np.array_equal(first, array[..., c]) for c in range(1, array.shape[3])):
+        raise InputError(
+            f"{path} has {array.shape[3]} channels that differ (colours?)",
+            "one label value per pixel: grey, palette, or RGB with equal channels",
+            "Save the classes as grey values or palette indices, or as one file per class",
+        )
+    return np.ascontiguousarray(first)
+
+
+def _whole(array: np.ndarray, path: Path) -> np.ndarray:
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    if array.dtype.kind in "iu":
+        return array
+    _refuse_non_finite(array, path, "replace them by 0, the background")
+    fractions = int(np.count_nonzero(array != np.rint(array)))
+    if fractions:
+        raise InputError(
+            f"{path} holds {fractions} values that are not whole numbers",
+            "label values 0, 1, 2, ...",
+            "Threshold a probability map before using it as labels, and resample masks with nearest neighbour",
+        )
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    return array.astype(np.result_type(np.min_scalar_type(low), np.min_scalar_type(high)))
+
+
+def _refuse_non_finite(array: np.ndarray, path: Path, mend: str) -> None:
+    if array.dtype.kind != "f":
+        return
+    bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+    if bad:
+        raise InputError(
+            f"{path} holds {bad} NaN or infinite values of {array.size}",
+            "finite values",
+            f"Mend the file: {mend}, for instance with numpy.nan_to_num",
+        )
+
+
+def content_hash(path: str | Path) -> str:
+    """SHA-256 of the decoded image (values, shape and dtype), in hexadecimal: equal for the same picture re-encoded."""
+    array = read_image(path).array
+    digest = hashlib.sha256(f"{array.shape} {array.dtype.name}".encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
