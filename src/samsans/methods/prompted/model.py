@@ -1,0 +1,130 @@
+"""SAM prompted from the target's own true mask: a yardstick, not a method for images whose truth is unknown.
+
+Prompts follow section 6 of the supplement of arXiv 2502.03501: a tight box, one random pixel inside the object, or
+everything with the proposal that overlaps the truth best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samsans.errors import InputError
+from samsans.methods.prompted.config import PromptedConfig
+from samsans.methods.prompted.prompts import generator, jittered, random_point, tight_box
+from samsans.methods.prompted.proposals import overlap, propose
+from samsans.ops.timing import Timer
+from samsans.types import Batch, Embedding, Needs, Stage
+
+if TYPE_CHECKING:
+    from samsans.backbones.sam import Sam
+    from samsans.config import RunConfig
+
+ABSENT = -100.0  # logit everywhere of an object that the truth does not show: it has no prompt
+
+
+class Prompted(nn.Module):
+    """A SAM backbone whose prompts come from ``batch.masks``.  Nothing is trained."""
+
+    needs = Needs(labels_at_predict=True)
+
+    def __init__(self, backbone: Sam, config: PromptedConfig) -> None:
+        super().__init__()
+        self.backbone, self.config, self.timer = backbone, config, Timer()
+
+    def stages(self, config: RunConfig) -> Sequence[Stage]:
+        """No stages: there is nothing to train."""
+        return ()
+
+    def forward(self, batch: Batch) -> Tensor:
+        """``(B, N, S, S)`` logits: the same as ``predict``."""
+        return self.predict(batch)
+
+    def loss(self, output: Any, batch: Batch) -> Mapping[str, Tensor]:
+        """Raises InputError: a prompted baseline has no loss."""
+        _untrained()
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, support: Any = None) -> Tensor:
+        """``(B, N, S, S)`` float32 logits of every object that ``batch.masks`` shows; ``ABSENT`` for the others."""
+        truth = batch.masks
+        if truth is None:
+            raise InputError(
+                "a prompted baseline was shown no true mask of the image",
+                "the mask of every image it segments",
+                "Give the labels, or use a method that needs no prompt",
+            )
+        with self.timer("encode"):
+            embedding = self.backbone.encode(batch.images)
+        present = truth.flatten(2).any(2).nonzero()  # (P, 2): image, object
+        size = truth.shape[-1]
+        logits = batch.images.new_full(truth.shape, ABSENT, dtype=torch.float32)
+        if len(present):
+            with self.timer("decode"):
+                everything = self.config.prompt == "everything"
+                found = (self._everything if everything else self._prompted)(embedding, batch, present)
+                found = F.interpolate(found[:, None], size=(size, size), mode="bilinear", align_corners=False)
+                logits[present[:, 0], present[:, 1]] = found[:, 0]
+        return logits
+
+    def _prompted(self, embedding: Embedding, batch: Batch, present: Tensor) -> Tensor:
+        """``(P, 4g, 4g)`` logits of one box or point for each present (image, object), decoded in one batch."""
+        assert batch.masks is not None
+        drawn = []
+        for image, item in present.tolist():
+            mask = batch.masks[image, item]
+            rng = generator(self.config.seed, f"{batch.ids[image]}:{batch.objects[item]}")
+            if self.config.prompt == "box":
+                drawn.append(jittered(tight_box(mask), self.config.box_jitter, _valid(batch, image), rng))
+            else:
+                drawn.append(random_point(mask, rng)[None])
+        where, index = torch.stack(drawn), present[:, 0]
+        if self.config.prompt == "box":
+            prompt = self.backbone.embed_prompts(index, boxes=where)
+        else:
+            prompt = self.backbone.embed_prompts(index, points=where, point_labels=torch.ones_like(index)[:, None])
+        masks = self.backbone.decode(embedding, prompt, multimask=self.config.multimask)
+        best = masks.iou.argmax(1)
+        return masks.logits[torch.arange(len(best), device=best.device), best].float()
+
+    def _everything(self, embedding: Embedding, batch: Batch, present: Tensor) -> Tensor:
+        """``(P, 4g, 4g)`` logits of the proposal that overlaps each present (image, object) best."""
+        assert batch.masks is not None
+        out = []
+        for image in present[:, 0].unique().tolist():
+            alone = Embedding(embedding.features[image : image + 1])
+            proposals = propose(self.backbone, alone, _valid(batch, image), self.config)
+            items = present[present[:, 0] == image, 1]
+            if not len(proposals):
+                side = 4 * self.backbone.grid
+                out.append(proposals.new_full((len(items), side, side), ABSENT))
+                continue
+            side = proposals.shape[1]
+            small = F.adaptive_avg_pool2d(batch.masks[image, items].float(), (side, side))
+            out.append(proposals[overlap(proposals, small).argmax(1)])
+        return torch.cat(out)
+
+
+def build(config: RunConfig) -> Prompted:
+    """The baseline as a run's configuration describes it; the base stays as it was published."""
+    from samsans.backbones import load_backbone
+
+    backbone = load_backbone(config.backbone, seed=config.seed)
+    backbone.freeze()
+    return Prompted(backbone, config.model).eval()
+
+
+def _valid(batch: Batch, image: int) -> tuple[int, int]:
+    """Height and width of the part of the square that is image."""
+    if batch.valid is None:
+        return batch.images.shape[-2], batch.images.shape[-1]
+    height, width = batch.valid[image].tolist()
+    return height, width
+
+
+def _untrained() -> NoReturn:
+    raise InputError("a prompted baseline has nothing to train", "train.steps 0", "Run `samsans predict` with it")
