@@ -1,0 +1,290 @@
+"""Compare predicted label maps with references: one table, its intervals, and a report to read."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io as text
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samsans import io
+from samsans.errors import InputError
+from samsans.io.atomic import write_json, write_text
+from samsans.metrics import conventions, matching, statistics
+from samsans.metrics.conventions import METRICS, Convention, Score
+from samsans.types import Case, ClassInfo, Progress
+
+CSV_COLUMNS = ("id", "patient", "slice", "class", "state", *METRICS, "prediction_voxels", "reference_voxels", "unit")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an evaluation found; the content of ``summary.json``.
+
+    convention, convention_description: the rules of the table.  hd95: the definition used.
+    n: samples (volumes, images, or slices where the convention says so).  unit: of the distances, ``mm``, ``px`` or
+    ``mixed``.  nsd_tolerance: in that unit.
+    mean: each metric's mean over the classes, None where undefined, and ``ci``: metric -> [low, high] or None.
+    classes: by name, the same and ``n`` (samples the Dice mean is over), ``counted`` (the same for each metric),
+    ``std``, ``absent`` (in both), ``missed`` (only in the reference), ``spurious`` (only in the prediction).
+    cases: one row for each sample and class.  skipped: ids left out, by reason.  notes: what a reader must know.
+    provenance: the manifest of the prediction folder, empty where there is none.
+    """
+
+    convention: str
+    convention_description: str
+    hd95: str
+    n: int
+    unit: str
+    nsd_tolerance: float
+    mean: Mapping[str, Any]
+    classes: Mapping[str, Mapping[str, Any]]
+    cases: Sequence[Mapping[str, Any]] = field(repr=False)
+    skipped: Mapping[str, Sequence[str]] = field(repr=False)
+    notes: Sequence[str] = ()
+    predictions: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As written to ``summary.json``: plain values, None for what is undefined, never NaN."""
+        return dataclasses.asdict(self)
+
+
+def evaluate(
+    predictions: str | Path,
+    reference: str | Path | Sequence[Case],
+    out: str | Path,
+    *,
+    convention: str | Convention = "default",
+    classes: Sequence[ClassInfo] | None = None,
+    images: str | Path | None = None,
+    nsd_tolerance_mm: float = 2.0,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    allow_missing: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Summary:
+    """Score predictions against references and write ``summary.json``, ``cases.csv`` and ``report.html`` into ``out``.
+
+    predictions: folder of label maps as ``predict`` writes it (its ``classes.json`` names the objects), any folder of
+        label maps, or one file.
+    reference: folder (or one file) of label maps matched by relative path and name, or the cases of a data set; with
+        several annotators the first counts.
+    convention: ``default``, ``nnunet``, ``transunet`` or ``per_slice``, see ``samsans.metrics.conventions``.
+    classes: the objects and their values in the reference files; without them ``classes.json`` decides, or the values
+        found.
+    images: folder of the images for the pictures of the report, where the reference is a folder.
+    nsd_tolerance_mm: tolerance of the surface Dice in mm; in pixels where files state no voxel size.
+    bootstrap: resamples of the 95 % intervals over patients (cases, where patients are unknown); 0 for none.
+    allow_missing: leave references without prediction out, and list them, instead of refusing.
+    Overlaps are in [0, 1].  Nothing is written before all cases are scored; each file appears whole or not at all.
+    Raises InputError where files do not match, grids differ, or no reference holds any of the classes.
+    """
+    from samsans.metrics import report  # matplotlib and jinja2 only where a report is written
+
+    rules = conventions.get(convention) if isinstance(convention, str) else convention
+    if not nsd_tolerance_mm >= 0:
+        raise InputError(f"a surface tolerance of {nsd_tolerance_mm}", "a length of at least 0")
+    predictions, out = Path(predictions), Path(out)
+    reference = Path(reference) if isinstance(reference, str) else reference
+    matched = matching.match(predictions, reference, Path(images) if images is not None else None, allow_missing)
+    named = matching.read_classes(predictions)
+    objects, recode = matching.resolve_classes(classes, named, matched.pairs)
+
+    rows: list[dict[str, Any]] = []
+    strangers: dict[str, dict[int, int]] = {"reference": {}, "prediction": {}}
+    for done, pair in enumerate(matched.pairs, start=1):
+        rows += _score_case(pair, objects, recode, rules, nsd_tolerance_mm, strangers)
+        if on_progress is not None:
+            on_progress(Progress(done, len(matched.pairs), pair.case.id, "scored"))
+    if not any(row["reference_voxels"] for row in rows):
+        raise InputError(
+            f"no reference holds any of {', '.join(f'{c.name} {list(c.values)}' for c in objects)}; "
+            f"they hold the values {sorted(strangers['reference']) or [0]}",
+            "references in which at least one object is drawn",
+            "give the classes with the values of these files",
+        )
+    summary = _summarise(rows, objects, rules, matched, strangers, nsd_tolerance_mm, bootstrap, seed, predictions)
+    page = report.render(summary, matched.pairs, objects, recode)
+    write_text(out / "cases.csv", _csv(rows))
+    write_text(out / "report.html", page)
+    write_json(out / "summary.json", summary.to_dict())
+    return summary
+
+
+def _score_case(
+    pair: matching.Pair,
+    objects: Sequence[ClassInfo],
+    recode: Mapping[int, int],
+    rules: Convention,
+    tolerance: float,
+    strangers: dict[str, dict[int, int]],
+) -> list[dict[str, Any]]:
+    """Rows of one case: one for each class, or for each slice and class."""
+    predicted, drawn = io.read_labels(pair.prediction), matching.read_reference(pair.case)
+    matching.check_grid(predicted, drawn, pair.case.id)
+    known = {
+        "reference": {v for c in objects for v in c.values},
+        "prediction": {c.label for c in objects} | set(recode),
+    }
+    for side, volume in (("reference", drawn), ("prediction", predicted)):
+        for value in matching.values_of(volume.array) - known[side]:
+            strangers[side][value] = strangers[side].get(value, 0) + 1
+    grid = drawn if drawn.affine is not None else predicted
+    unit = grid.unit if rules.use_spacing else "px"
+    rows: list[dict[str, Any]] = []
+    for name, p, r in object_masks(predicted.array, drawn.array, objects, recode):
+        samples: list[tuple[int | None, np.ndarray, np.ndarray, tuple[float, ...]]]
+        if rules.level == "slice":
+            samples = [(z, p[z], r[z], grid.spacing[1:]) for z in range(len(r))]
+        else:
+            samples = [(None, p, r, grid.spacing)]
+        for z, p_sample, r_sample, spacing in samples:
+            score = conventions.score(p_sample, r_sample, spacing, rules, tolerance)
+            rows.append(_row(pair.case, z, name, score, unit))
+    return rows
+
+
+def object_masks(
+    predicted: np.ndarray, drawn: np.ndarray, objects: Sequence[ClassInfo], recode: Mapping[int, int]
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, predicted mask and reference mask of each object, bool, of the shape of the label maps."""
+    own = matching.parts(objects)
+    back = {new: old for old, new in recode.items()}
+    wanted = [[back.get(label, label) for label in own[c.label]] for c in objects]
+    return [(c.name, _member(predicted, w), _member(drawn, c.values)) for c, w in zip(objects, wanted, strict=True)]
+
+
+def _member(array: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    return array == values[0] if len(values) == 1 else np.isin(array, values)
+
+
+def _row(case: Case, z: int | None, name: str, score: Score, unit: str) -> dict[str, Any]:
+    return {
+        "id": case.id,
+        "patient": case.patient,
+        "slice": z,
+        "class": name,
+        "state": score.state,
+        **score.values,
+        "prediction_voxels": score.prediction_size,
+        "reference_voxels": score.reference_size,
+        "unit": unit,
+    }
+
+
+def _summarise(
+    rows: Sequence[Mapping[str, Any]],
+    objects: Sequence[ClassInfo],
+    rules: Convention,
+    matched: matching.Matching,
+    strangers: Mapping[str, Mapping[int, int]],
+    tolerance: float,
+    resamples: int,
+    seed: int,
+    predictions: Path,
+) -> Summary:
+    samples = list(dict.fromkeys((row["id"], row["slice"], row["patient"]) for row in rows))
+    at = {(case, z): i for i, (case, z, _) in enumerate(samples)}
+    column = {c.name: k for k, c in enumerate(objects)}
+    table = {m: np.full((len(samples), len(objects)), np.nan) for m in METRICS}
+    for row in rows:
+        for m in METRICS:
+            if row[m] is not None:
+                table[m][at[row["id"], row["slice"]], column[row["class"]]] = row[m]
+    patients = [patient for _, _, patient in samples]
+    classes: dict[str, dict[str, Any]] = {c.name: {} for c in objects}
+    mean: dict[str, Any] = {}
+    intervals: dict[str, statistics.Intervals] = {}
+    for m in METRICS:
+        averages = statistics.class_means(table[m])
+        intervals[m] = statistics.bootstrap(table[m], patients, resamples, seed)
+        mean[m] = _number(statistics.class_means(averages[:, None])[0])
+        for c, average in zip(objects, averages, strict=True):
+            classes[c.name][m] = _number(average)
+    mean["ci"] = {m: _interval(intervals[m].headline) for m in METRICS}
+    for k, c in enumerate(objects):
+        states = [row["state"] for row in rows if row["class"] == c.name]
+        counted = {m: int(np.isfinite(table[m][:, k]).sum()) for m in METRICS}
+        classes[c.name] |= {
+            "n": counted["dice"],
+            "counted": counted,
+            "std": {m: float(np.nanstd(table[m][:, k], ddof=1)) if counted[m] > 1 else None for m in METRICS},
+            "ci": {m: _interval(intervals[m].classes[k]) for m in METRICS},
+            "absent": states.count("both_empty"),
+            "missed": states.count("only_reference"),
+            "spurious": states.count("only_prediction"),
+        }
+    units = {row["unit"] for row in rows}
+    return Summary(
+        convention=rules.name,
+        convention_description=rules.description,
+        hd95=rules.hd95,
+        n=len(samples),
+        unit=units.pop() if len(units) == 1 else "mixed",
+        nsd_tolerance=float(tolerance),
+        mean=mean,
+        classes=classes,
+        cases=list(rows),
+        skipped=matched.skipped,
+        notes=_notes(rows, matched, strangers),
+        predictions=str(predictions),
+        provenance=_manifest(predictions),
+    )
+
+
+def _notes(
+    rows: Sequence[Mapping[str, Any]], matched: matching.Matching, strangers: Mapping[str, Mapping[int, int]]
+) -> list[str]:
+    """Sentences a reader needs to trust the numbers."""
+    notes = []
+    reasons = {
+        "predictions_without_reference": "prediction(s) without a reference were ignored",
+        "references_without_prediction": "reference(s) without a prediction were left out of every mean",
+        "unlabelled": "case(s) without a reference were left out",
+    }
+    notes += [f"{len(ids)} {reasons[why]}." for why, ids in matched.skipped.items() if ids]
+    for side, values in strangers.items():
+        listed = ", ".join(f"{value} ({n} files)" for value, n in sorted(values.items())[:8])
+        if listed:
+            notes.append(f"Values in {side} files that belong to no class counted as background: {listed}.")
+    if any(len(pair.case.labels) > 1 for pair in matched.pairs):
+        notes.append("Where several annotators drew a case, the first one is the reference.")
+    if {"mm", "px"} <= {row["unit"] for row in rows}:
+        notes.append("Some files state a voxel size and some do not: distances mix mm and pixels.")
+    elif any(row["unit"] == "px" for row in rows):
+        notes.append("Distances and the surface tolerance are in pixels (voxels), not mm.")
+    return notes
+
+
+def _manifest(predictions: Path) -> dict[str, Any]:
+    path = (predictions.parent if predictions.is_file() else predictions) / "manifest.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}", "the manifest that predict wrote", "remove it") from error
+    return content if isinstance(content, dict) else {"manifest": content}
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    buffer = text.StringIO()
+    writer = csv.DictWriter(buffer, CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: "" if row[k] is None else row[k] for k in CSV_COLUMNS} for row in rows)
+    return buffer.getvalue()
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _interval(low_high: np.ndarray) -> list[float] | None:
+    return [float(v) for v in low_high] if np.isfinite(low_high).all() else None

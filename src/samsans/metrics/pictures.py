@@ -1,0 +1,110 @@
+"""Pictures of label maps over images, for reports, training snapshots and docs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from samsans.errors import InputError
+from samsans.palette import color
+
+SHORT_SIDE, LONG_SIDE = 256, 2048
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:
+    """The labels over the image: a translucent fill with a thin contour in each label's colour.
+
+    image: ``(H, W, 3)`` uint8.  labels: ``(H, W)`` integers, 0 background.
+    reference: ``(H, W)`` integers or bool; its outline is drawn in white just outside the object, so that a perfect
+    prediction shows both lines side by side.
+    Returns ``(s H, s W, 3)`` uint8, ``s`` the smallest whole number that makes the short side at least 256 pixels.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InputError(f"an image of shape {image.shape} and type {image.dtype}", "(H, W, 3) uint8", "use to_rgb")
+    for name, other in (("labels", labels), ("reference", reference)):
+        if other is not None and other.shape != image.shape[:2]:
+            raise InputError(f"{name} of shape {other.shape} for an image of {image.shape[:2]}", "one grid")
+    h, w = labels.shape
+    scale = max(1, min(math.ceil(SHORT_SIDE / min(h, w)), LONG_SIDE // max(h, w)))
+    if scale > 1:
+        image = np.asarray(Image.fromarray(image).resize((w * scale, h * scale), Image.Resampling.BICUBIC))
+    labels = _enlarge(labels, scale)
+    width = 2 * max(1, round(min(image.shape[:2]) / 300)) + 1  # filter side for a line of (width - 1) / 2 pixels
+
+    colors = np.array([color(int(v)) for v in range(int(labels.max(initial=0)) + 1)], dtype=np.float32)
+    inside = labels > 0
+    result = image.astype(np.float32)
+    result[inside] = 0.68 * result[inside] + 0.32 * colors[labels[inside]]
+    line = ndimage.minimum_filter(labels, width, mode="nearest") != labels
+    result[line] = colors[labels[line]]
+    if reference is not None:
+        reference = _enlarge(reference, scale)
+        result[ndimage.maximum_filter(reference, width, mode="nearest") != reference] = 255
+    return np.clip(np.rint(result), 0, 255).astype(np.uint8)
+
+
+def to_rgb(image: np.ndarray, focus: np.ndarray | None = None) -> np.ndarray:
+    """An image slice as ``(H, W, 3)`` uint8.
+
+    image: ``(H, W, C)`` of any number type.  Three or four uint8 channels are taken as RGB(A), one uint8 channel as
+    grey; anything else is its first channel, stretched from its 1st to its 99th percentile.
+    focus: ``(H, W)`` bool; the stretch then looks at the box around it, enlarged by half its size on each side, which
+    for a CT organ is close to a soft tissue window.
+    """
+    if image.dtype == np.uint8 and image.shape[2] in (3, 4):
+        return np.ascontiguousarray(image[..., :3])
+    grey = image[..., 0]
+    if image.dtype != np.uint8:
+        grey = np.nan_to_num(grey.astype(np.float32))
+        low, high = np.percentile(_around(grey, focus), (1, 99))
+        if high <= low:
+            low, high = float(grey.min()), float(grey.max())
+        grey = np.clip((grey - low) / max(float(high - low), 1e-12), 0, 1) * 255
+    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+
+
+def upright(plane: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
+    """A slice ``(H, W, ...)`` turned the way radiologists look at it: anterior or head up, patient's right on the left.
+
+    affine: ``(4, 4)``, voxel ``(x, y, z)`` to RAS+ mm; None leaves the slice as it is.  Only flips, never resamples:
+    an axis that mainly runs towards right, anterior or head is reversed.
+    """
+    if affine is None:
+        return plane
+    for axis, column in ((0, 1), (1, 0)):
+        direction = affine[:3, column]
+        if direction[np.argmax(np.abs(direction))] > 0:
+            plane = np.flip(plane, axis)
+    return np.ascontiguousarray(plane)
+
+
+def square_pixels(plane: np.ndarray, spacing: tuple[float, float], smooth: bool) -> np.ndarray:
+    """Resize a slice ``(H, W)`` or ``(H, W, 3)`` uint8 so that its pixels are square.
+
+    spacing: (row, column) size of a pixel.  smooth: bicubic for images, nearest for labels.
+    """
+    h, w = plane.shape[:2]
+    side = min(spacing)
+    size = (round(w * spacing[1] / side), round(h * spacing[0] / side))
+    if size == (w, h):
+        return plane
+    how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(plane).resize(size, how))
+
+
+def _enlarge(plane: np.ndarray, scale: int) -> np.ndarray:
+    return plane.astype(np.int32).repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def _around(grey: np.ndarray, focus: np.ndarray | None) -> np.ndarray:
+    if focus is None or not focus.any():
+        return grey
+    rows, columns = np.flatnonzero(focus.any(axis=1)), np.flatnonzero(focus.any(axis=0))
+    box = []
+    for hit, length in ((rows, grey.shape[0]), (columns, grey.shape[1])):
+        margin = max(8, (int(hit[-1]) + 1 - int(hit[0])) // 2)
+        box.append(slice(max(0, int(hit[0]) - margin), min(length, int(hit[-1]) + 1 + margin)))
+    return grey[box[0], box[1]]

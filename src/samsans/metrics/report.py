@@ -1,0 +1,187 @@
+"""The evaluation as one HTML page that needs nothing else: numbers, plots, pictures, rules, origin."""
+
+from __future__ import annotations
+
+import base64
+import io as streams
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+import samsans
+from samsans import io
+from samsans.metrics import conventions, matching, pictures
+from samsans.metrics.conventions import METRICS
+from samsans.metrics.evaluate import Summary, object_masks
+from samsans.palette import color
+from samsans.types import ClassInfo
+
+LISTED_ROWS = 2000
+LONGEST_PICTURE = 1024
+INK, FAINT = "#010203", "#040506"  # stand-ins that become the page's own text and line colours
+
+
+def render(
+    summary: Summary, pairs: Sequence[matching.Pair], objects: Sequence[ClassInfo], recode: Mapping[int, int]
+) -> str:
+    """The report as HTML text; reads again the label maps and images of at most three cases."""
+    template = resources.files("samsans.metrics").joinpath("report.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["number"] = number
+    names = {
+        "dice": "Dice",
+        "iou": "IoU",
+        "hd95_mm": f"HD95 [{summary.unit}]",
+        "asd_mm": f"ASD [{summary.unit}]",
+        "nsd": f"NSD at {summary.nsd_tolerance:g} {summary.unit}",
+    }
+    chips = {c.name: "#{:02x}{:02x}{:02x}".format(*color(c.label)) for c in objects}
+    rows = sorted(summary.cases, key=lambda row: (2.0 if row["dice"] is None else row["dice"], row["id"]))
+    return environment.from_string(template).render(
+        summary=summary,
+        version=samsans.__version__,
+        metrics=METRICS,
+        names=names,
+        chips=chips,
+        plots=[box_plot(summary, m, names[m], chips) for m in ("dice", "hd95_mm")],
+        pictures=_examples(summary, pairs, objects, recode),
+        rows=rows[:LISTED_ROWS],
+        provenance=_flat(summary.provenance),
+        sliced=any(row["slice"] is not None for row in summary.cases),
+    )
+
+
+def number(value: float | None, metric: str) -> str:
+    """A metric as shown: overlaps to three decimals, distances to two, an en dash where undefined."""
+    return "–" if value is None else f"{value:.2f}" if metric.endswith("_mm") else f"{value:.3f}"
+
+
+def box_plot(summary: Summary, metric: str, title: str, chips: Mapping[str, str]) -> str:
+    """One box (quartiles, whiskers to 1.5 IQR) and all samples for each class, as an SVG that takes the page's ink."""
+    values = {
+        name: np.array([row[metric] for row in summary.cases if row["class"] == name and row[metric] is not None])
+        for name in chips
+    }
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": metric, "font.size": 10, "text.color": INK}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(5.2, 0.9 + 0.42 * len(values)), layout="constrained")
+        axes = figure.add_subplot()
+        jitter = np.random.default_rng(0)
+        for y, (name, numbers) in enumerate(values.items()):
+            axes.boxplot(
+                [numbers],
+                positions=[y],
+                orientation="horizontal",
+                widths=0.5,
+                showfliers=False,
+                patch_artist=True,
+                boxprops={"facecolor": chips[name], "alpha": 0.45, "edgecolor": INK, "linewidth": 0.8},
+                medianprops={"color": INK, "linewidth": 2},
+                whiskerprops={"color": INK, "linewidth": 0.8},
+                capprops={"color": INK, "linewidth": 0.8},
+            )
+            where = y + jitter.uniform(-0.16, 0.16, len(numbers))
+            axes.scatter(numbers, where, s=9, color=chips[name], edgecolors=INK, linewidths=0.4, alpha=0.85, zorder=3)
+        axes.set_yticks(range(len(values)), list(values))
+        axes.set_ylim(len(values) - 0.5, -0.5)
+        if metric == "dice":
+            axes.set_xlim(-0.02, 1.02)
+        else:
+            axes.set_xlim(left=0)
+        axes.set_title(title, color=INK, loc="left", fontweight="bold")
+        axes.tick_params(colors=INK, length=0)
+        axes.grid(axis="x", color=FAINT, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[:].set_visible(False)
+        buffer = streams.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(FAINT, "var(--line)")
+    for mark in ('id="', 'href="#', "url(#"):  # ids stay unique in a page with several plots
+        svg = svg.replace(mark, f"{mark}{metric}-")
+    return svg
+
+
+def _examples(
+    summary: Summary, pairs: Sequence[matching.Pair], objects: Sequence[ClassInfo], recode: Mapping[int, int]
+) -> list[dict[str, Any]]:
+    """Best, median and worst case by the mean Dice of their objects; fewer where there are fewer cases."""
+    scores: dict[str, list[float | None]] = {}
+    for row in summary.cases:
+        scores.setdefault(row["id"], []).append(row["dice"])
+    means = {case: conventions.mean(values) for case, values in scores.items()}
+    ranked = sorted((value, case) for case, value in means.items() if value is not None)
+    if not ranked:
+        return []
+    places = {"Best": len(ranked) - 1, "Median": (len(ranked) - 1) // 2, "Worst": 0}
+    by_id = {pair.case.id: pair for pair in pairs}
+    shown: dict[str, dict[str, Any]] = {}
+    for title, place in places.items():
+        value, case = ranked[place]
+        if case not in shown:
+            rows = [row for row in summary.cases if row["id"] == case]
+            shown[case] = {"title": title, "id": case, "dice": value, **_picture(by_id[case], objects, recode)}
+            shown[case]["classes"] = {
+                c.name: conventions.mean([row["dice"] for row in rows if row["class"] == c.name]) for c in objects
+            }
+    return list(shown.values())
+
+
+def _picture(pair: matching.Pair, objects: Sequence[ClassInfo], recode: Mapping[int, int]) -> dict[str, Any]:
+    """The telling slice of one case with and without labels, as data URIs, and what to say below it."""
+    drawn = matching.read_reference(pair.case)
+    masks = object_masks(io.read_labels(pair.prediction).array, drawn.array, objects, recode)
+    predicted, reference = np.zeros(drawn.shape, dtype=np.int32), np.zeros(drawn.shape, dtype=np.int32)
+    for c, (_, p, r) in sorted(zip(objects, masks, strict=True), key=lambda item: -len(item[0].values)):
+        predicted[p] = c.label  # largest first: an object inside another is painted over it
+        reference[r] = c.label
+    area = (reference > 0).sum(axis=(1, 2))
+    z = int(np.argmax(area if area.any() else (predicted > 0).sum(axis=(1, 2))))
+    image, note = _image_slice(pair, z, drawn.shape)
+    rgb = pictures.to_rgb(image, focus=(reference[z] > 0) | (predicted[z] > 0))
+    step = drawn.spacing[1:]
+    planes = [pictures.upright(plane, drawn.affine) for plane in (rgb, predicted[z], reference[z])]
+    rgb, found, truth = (pictures.square_pixels(plane, step, smooth=i == 0) for i, plane in enumerate(planes))
+    over, plain = pictures.overlay(rgb, found, truth), pictures.overlay(rgb, np.zeros_like(found))
+    where = f"slice {z + 1} of {drawn.shape[0]}" if drawn.shape[0] > 1 else ""
+    return {"overlay": _data_uri(over), "plain": _data_uri(plain), "where": where, "note": note}
+
+
+def _image_slice(pair: matching.Pair, z: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, str]:
+    """Slice ``(H, W, C)`` of the case's image, or black and the reason why."""
+    black = np.zeros((*shape[1:], 1), dtype=np.uint8)
+    if not pair.case.images:
+        return black, "no image given"
+    image = io.read_image(pair.case.images[z if pair.case.stacked else 0]).array
+    z = 0 if pair.case.stacked else z
+    if image.shape[1:3] != shape[1:] or z >= len(image):
+        return black, f"image of another size {image.shape[:3]} not shown"
+    return image[z], ""
+
+
+def _data_uri(rgb: np.ndarray) -> str:
+    picture = Image.fromarray(rgb)
+    picture.thumbnail((LONGEST_PICTURE, LONGEST_PICTURE), Image.Resampling.LANCZOS)
+    buffer = streams.BytesIO()
+    picture.save(buffer, "JPEG", quality=92, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _flat(manifest: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Keys and values of a manifest in reading order; long lists are counted."""
+    lines: list[tuple[str, str]] = []
+    for key, value in manifest.items():
+        if isinstance(value, Mapping):
+            lines += _flat(value, f"{prefix}{key} / ")
+        elif isinstance(value, list) and (len(value) > 8 or any(isinstance(v, (dict, list)) for v in value)):
+            lines.append((f"{prefix}{key}", f"{len(value)} entries"))
+        else:
+            lines.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return lines
