@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator
+from scipy.spatial.transform import Rotation
 
 from samsans.types import ClassInfo
 
@@ -159,3 +160,17 @@ def flat(image: np.ndarray, label: np.ndarray) -> dict[str, Any]:
     """``image`` and ``labels`` of a 2D case with one rater: ``(H, W[, C])`` and ``(H, W)`` get their missing axes."""
     image = image[..., None] if image.ndim == 2 else image
     return {"image": image[None], "labels": (label.astype(np.uint8)[None],)}
+
+
+def oblique(rng: Generator, shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> np.ndarray:
+    """``(4, 4)`` float64 affine of a tilted scan: voxel ``(x, y, z, 1)`` to RAS+ mm.
+
+    shape, spacing: ``(z, y, x)``, voxels and mm.  x runs to the patient's left, y to the back, z to the head, as in
+    axial CT, then the whole grid is turned by up to 12 degrees about each axis; its centre lies within 40 mm of 0.
+    """
+    turn = Rotation.from_euler("xyz", rng.uniform(-12, 12, 3), degrees=True).as_matrix()
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag((-spacing[2], -spacing[1], spacing[0]))
+    middle = (np.array(shape[::-1]) - 1) / 2
+    affine[:3, 3] = rng.uniform(-40, 40, 3) - affine[:3, :3] @ middle
+    return affine

@@ -140,7 +140,8 @@ def _vessels(
     Four pairs of trunks leave the disc: two arcades bend around the macula, two go to the nasal side.  Each level of
     the tree is drawn at once; daughters leave at 20 to 55 degrees and are thinner than their mother.
     """
-    steps = 90
+    scale = FIELD * size / 2  # pixels
+    steps = int(1.55 * scale) + 8  # about one a pixel
     # columns: first heading, last heading (radians, 0 = temporal, pi/2 = up), length of the bend, trunk radius
     trunk = np.array(
         [[1.75, -0.10, 0.42, 1.0], [-1.75, 0.10, 0.42, 1.0], [2.15, 2.75, 0.8, 0.7], [-2.2, -2.8, 0.8, 0.7]]
@@ -165,11 +166,10 @@ def _vessels(
         length = rng.uniform(0.25, 0.72, len(m)) * (1.0 if bend > 0.2 else 0.6)
         thin, vein = width[m, t] * rng.uniform(0.50, 0.74, len(m)), vein[m]
         origin = path[m, t]
-        steps = 48 if bend > 0.2 else 30
+        steps = int(length.max() * scale) + 4
         path, heading, width = _grow(rng, origin, first, last, np.full(len(m), bend), length, thin, 0.35, steps)
         found.append((path, width, vein))
 
-    scale = FIELD * size / 2
     cover = []
     for which in (True, False):  # veins, then arteries
         points = np.concatenate([p[v == which].reshape(-1, 2) for p, _, v in found])
