@@ -61,11 +61,11 @@ TINY = SamArchitecture(
     input_size=64,
 )
 SCRATCH = SamArchitecture(
-    hidden=192,
-    depth=6,
-    heads=6,
-    mlp=768,
-    global_blocks=(2, 5),
+    hidden=128,
+    depth=4,
+    heads=4,
+    mlp=512,
+    global_blocks=(3,),
     patch=8,
     window=8,
     channels=128,
