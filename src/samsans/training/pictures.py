@@ -1,0 +1,90 @@
+"""Pictures of a training: the loss over the steps, and what the method segments now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from samsans.io.atomic import atomic_path
+from samsans.metrics.pictures import overlay
+from samsans.training.log import read
+from samsans.training.validation import dice
+from samsans.types import Batch
+
+
+def draw_loss(log: Path, path: Path) -> None:
+    """Training loss (each step and smoothed) and validation Dice against the step."""
+    rows = read(log)
+    if not rows:
+        return
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    steps, loss = _column(rows, "loss")
+    axes.plot(steps, loss, color="#bbbbbb", linewidth=0.8, label="loss")
+    width = max(1, len(loss) // 50)
+    if width > 1:
+        smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
+        axes.plot(steps[width - 1 :], smooth, color="#406eff", label=f"mean of {width} steps")
+    val_steps, val = _column(rows, "val/dice")
+    if len(val):
+        axes.plot(val_steps, val, "o-", color="#ff9f1c", markersize=4, label="validation Dice (by slice)")
+    axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def draw_sample(batch: Batch, logits: Tensor, support: Batch | None, path: Path) -> None:
+    """One image, its truth, the prediction and, where there are supports, one of them.
+
+    batch, support: one image each, with masks.  logits: ``(1, N, S, S)``.
+    """
+    assert batch.masks is not None
+    image, scores = to_picture(batch.images[0]), dice(logits, batch)[0]
+    mean = float(scores.nanmean())
+    panels: list[tuple[str, Any]] = [
+        (batch.ids[0], image),
+        ("truth", overlay(image, to_labels(batch.masks[0]))),
+        ("prediction" if np.isnan(mean) else f"prediction, Dice {mean:.3f}", overlay(image, to_labels(logits[0] > 0))),
+    ]
+    if support is not None and support.masks is not None:
+        shown = overlay(to_picture(support.images[0]), to_labels(support.masks[0]))
+        panels.append((f"a support: {support.ids[0]}", shown))
+    figure = Figure(figsize=(3.6 * len(panels), 3.9), layout="constrained")
+    for axes, (title, picture) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        axes.imshow(picture)
+        axes.set_title(title, fontsize=9)
+        axes.axis("off")
+    _save(figure, path)
+
+
+def to_picture(image: Tensor) -> np.ndarray:
+    """A normalised ``(3, S, S)`` image as ``(S, S, 3)`` uint8, darkest value black and brightest white."""
+    values = image.detach().float().cpu()
+    low, high = values.amin(), values.amax()
+    scaled = (values - low) / (high - low).clamp(min=1e-6) * 255
+    return scaled.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def to_labels(masks: Tensor) -> np.ndarray:
+    """``(N, S, S)`` bool as a label map ``(S, S)`` of 1..N; later objects lie on top."""
+    labels = np.zeros(masks.shape[1:], dtype=np.uint8)
+    for value, mask in enumerate(masks.cpu().numpy(), start=1):
+        labels[mask] = value
+    return labels
+
+
+def _column(rows: list[dict[str, str]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+    steps, values = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(steps), np.array(values, dtype=np.float64)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

@@ -1,0 +1,207 @@
+"""Train a method on a data set into a run folder, or go on with one that was interrupted."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from samsans import config as configuration
+from samsans.config import RunConfig
+from samsans.errors import InputError
+from samsans.io.atomic import write_json, write_text
+from samsans.methods import weights
+from samsans.training import checkpoints
+from samsans.training.data import TrainingData, loader
+from samsans.training.display import Display
+from samsans.training.errors import TrainingStopped
+from samsans.training.log import CsvLog, read
+from samsans.training.schedule import Duration
+from samsans.training.session import Session, count_parameters, version
+from samsans.training.signals import StopSignals
+from samsans.types import Progress
+
+FOREVER = 2**31  # steps a run by the clock could take at most
+MAY_CHANGE = (
+    *("train.steps", "train.epochs", "train.minutes", "train.patience"),
+    *("train.validate_every", "train.save_every", "train.save_minutes", "train.pictures_every"),
+    *("train.workers", "train.accelerator", "data.path", "data.cache_gb"),
+)
+
+
+def fit(
+    config: RunConfig,
+    method: Any,
+    data: TrainingData,
+    run: Path,
+    *,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Train a built method on given data; ``train`` is this with data and method made from ``config``.
+
+    Raises:
+        InputError: the folder is in use, or belongs to another configuration.
+        TrainingError: the loss is no longer a number.
+        TrainingStopped: Ctrl-C or SIGTERM; everything is saved.
+    """
+    with quiet_lightning():
+        from lightning.pytorch.utilities import rank_zero_only
+
+        writes = getattr(rank_zero_only, "rank", 0) in (0, None)
+        if writes:
+            prepare_folder(config, run, resume)
+        stages = tuple(method.stages(config))
+        duration = Duration.of(config.train, stages, data.source.steps_per_epoch)
+        with Display(on_progress, silent=not writes) as display, StopSignals() as signals:
+            names = weights.trained_names(method)
+            session = Session(config, method, data, run, stages, duration, display, names)
+            found = checkpoints.load(run / "resume.ckpt") if resume else None
+            if found is not None:
+                session.position, session.optimizer_state = found.position, found.optimizer
+                weights.load_state(method, found.weights, names, str(run / "resume.ckpt"))
+                display.say(f"Going on after step {found.position.step}")
+            session.log = CsvLog(run / "log.csv", session.position.step) if writes else None
+            try:
+                while not session.finished and not session.stop:
+                    _train_stage(session, signals)
+                if writes:
+                    _conclude(session)
+            finally:
+                if session.log is not None:
+                    session.log.close()
+    for name, parameter in method.named_parameters():
+        parameter.requires_grad_(name in names)
+    if signals.received and not session.finished:
+        raise TrainingStopped(
+            f"Stopped by {signals.received} after step {session.position.step}; everything is saved in {run}. "
+            "Run the same command with --resume to go on."
+        )
+    return run
+
+
+def _train_stage(session: Session, signals: StopSignals) -> None:
+    """Run the session's present stage to its end with one Lightning trainer."""
+    import lightning.pytorch as pl
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from samsans.training.module import StageModule
+    from samsans.training.supervisor import Supervisor
+
+    config, at = session.config.train, session.position
+    end = int(session.duration.ends[at.stage]) if session.duration.unit == "steps" else FOREVER
+    if end <= at.step:  # a share too small for a single step
+        at.stage += 1
+        return
+    board = TensorBoardLogger(session.run, name="tensorboard", version="", purge_step=at.step + 1)
+    trainer = pl.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        strategy=config.strategy,
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        max_epochs=1,
+        logger=board if session.writes else False,
+        callbacks=[Supervisor(session, signals)],
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=session.run,
+    )
+    steps = loader(session.data.source, range(at.step, end), trainer.global_rank, trainer.world_size, config.workers)
+    trainer.fit(StageModule(session), steps)
+
+
+def prepare_folder(config: RunConfig, run: Path, resume: bool) -> None:
+    """Claim ``run`` for this configuration.
+
+    Raises:
+        InputError: it holds files and ``resume`` is false, or it is the run of a configuration that differs in more
+            than its length and its bookkeeping.
+    """
+    if run.exists() and not run.is_dir():
+        raise InputError(f"{run} is a file", "a folder for the run")
+    written = run / "config.yaml"
+    if run.exists() and any(run.iterdir()) and not resume:
+        todo = "Add --resume to go on with it, or name another folder"
+        raise InputError(f"{run} is not empty", "a new or empty folder", todo)
+    if written.is_file():
+        now = configuration.flatten(configuration.to_dict(config))
+        then = configuration.flatten(configuration.to_dict(configuration.load(written)))
+        differing = [key for key in now if key not in MAY_CHANGE and now[key] != then.get(key)]
+        if differing:
+            shown = ", ".join(f"{key} was {then.get(key)!r} and is {now[key]!r}" for key in differing[:5])
+            raise InputError(f"{run} was trained with other options: {shown}", todo="Resume with the options it had")
+    write_text(written, configuration.dump(config))
+
+
+def _conclude(session: Session) -> None:
+    """Write ``train.json``."""
+    import lightning
+    import torch
+
+    at = session.position
+    cuda = session.device.startswith("cuda")
+    rows = read(session.run / "log.csv")
+    write_json(
+        session.run / "train.json",
+        {
+            "finished": session.finished,
+            "stopped_by": session.stop or None,
+            "steps": at.step,
+            "seconds": round(at.seconds, 3),
+            "data_wait_seconds": round(at.wait, 3),
+            "step_seconds": round(at.work, 3),
+            "loss": _last(rows, "loss"),
+            "score": _last(rows, "val/dice"),
+            "best_score": at.best,
+            "parameters": count_parameters(session.method, session.names),
+            "device": torch.cuda.get_device_name() if cuda else session.device,
+            "peak_memory_bytes": torch.cuda.max_memory_allocated() if cuda else peak_memory(),
+            "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "versions": {
+                "samsans": version(),
+                "torch": torch.__version__,
+                "lightning": lightning.__version__,
+                "python": sys.version.split()[0],
+            },
+        },
+    )
+
+
+def _last(rows: list[dict[str, str]], name: str) -> float | None:
+    return next((float(row[name]) for row in reversed(rows) if row.get(name)), None)
+
+
+def peak_memory() -> int | None:
+    """Largest resident size of this process in bytes; ``None`` where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's tips and device lines out of the terminal; its errors still show."""
+    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
+    with warnings.catch_warnings():
+        import lightning.pytorch  # noqa: F401  (it sets its loggers' levels when it is imported)
+
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module="lightning")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,114 @@
+"""How long a run lasts, how its stages share it, and what the learning rate and the optimiser are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from samsans.config import TrainConfig
+from samsans.errors import InputError
+from samsans.types import Stage
+
+
+@dataclass
+class Position:
+    """Where a run stands: what ``resume.ckpt`` holds beside weights and optimiser.
+
+    step, seconds: done so far, over all resumes.  stage: index.  stage_step, stage_seconds: where the stage began.
+    best: best validation score.  stale: validations since then.  empty: all-empty validations in a row.
+    validated: step of the last validation.  wait, work: seconds spent waiting for data and in steps.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    stage: int = 0
+    stage_step: int = 0
+    stage_seconds: float = 0.0
+    best: float | None = None
+    stale: int = 0
+    empty: int = 0
+    validated: int = -1
+    wait: float = 0.0
+    work: float = 0.0
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A run's length in ``steps`` or wall-clock ``seconds``; ``ends`` are the cumulative ends of its stages."""
+
+    unit: str
+    ends: tuple[float, ...] = field()
+
+    @classmethod
+    def of(cls, config: TrainConfig, stages: Sequence[Stage], steps_per_epoch: int) -> Duration:
+        """The length that ``minutes``, else ``epochs``, else ``steps`` asks for, split by the stages' shares."""
+        if config.minutes is not None:
+            unit, total = "seconds", 60 * config.minutes
+        else:
+            unit = "steps"
+            total = config.steps if config.epochs is None else config.epochs * steps_per_epoch
+        if total <= 0:
+            raise InputError(f"a training of {total} {unit}", "at least one step", "Set train.steps, epochs or minutes")
+        shares = [stage.share for stage in stages]
+        if not shares or min(shares) < 0 or sum(shares) <= 0:
+            raise InputError(f"stages with shares {shares}", "at least one stage and positive shares")
+        ends = [total * sum(shares[: i + 1]) / sum(shares) for i in range(len(shares))]
+        return cls(unit, tuple(ends) if unit == "seconds" else tuple(float(round(end)) for end in ends))
+
+    @property
+    def total(self) -> float:
+        """Length of the run in its unit."""
+        return self.ends[-1]
+
+    def done(self, at: Position) -> float:
+        """Steps or seconds done."""
+        return at.step if self.unit == "steps" else at.seconds
+
+    def used(self, at: Position) -> float:
+        """Used share of the present stage, in [0, 1]."""
+        start = at.stage_step if self.unit == "steps" else at.stage_seconds
+        length = self.ends[at.stage] - start
+        return 1.0 if length <= 0 else min(max((self.done(at) - start) / length, 0.0), 1.0)
+
+
+def learning_rate(config: TrainConfig, at: Position, used: float) -> float:
+    """Learning rate of the next step: a linear warm-up over the stage's first steps, times the schedule.
+
+    ``used`` is the used share of the stage; cosine and poly (power 0.9) reach zero at its end.
+    """
+    warm = min(1.0, (at.step - at.stage_step + 1) / config.warmup) if config.warmup > 0 else 1.0
+    decay = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * used)), "poly": (1 - used) ** 0.9}
+    return config.lr * warm * decay[config.schedule]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group ``lr`` times its own ``lr_scale``."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def build_optimizer(config: TrainConfig, stage: Stage) -> torch.optim.Optimizer:
+    """sgd or adamw over a stage's groups; parameters marked ``_no_weight_decay`` are exempt from decay.
+
+    On a GPU, AdamW runs fused (the same update in one kernel).
+    """
+    groups = []
+    for group in stage.groups:
+        exempt = [p for p in group.parameters if not group.decay or getattr(p, "_no_weight_decay", False)]
+        known = set(map(id, exempt))
+        decayed = [p for p in group.parameters if id(p) not in known]
+        for parameters, decay in ((decayed, config.weight_decay), (exempt, 0.0)):
+            if parameters:
+                groups.append({"params": parameters, "weight_decay": decay, "lr_scale": group.lr_scale})
+    if not groups:
+        raise InputError(
+            f"stage {stage.name!r} trains no parameter", "at least one", "Switch lora or backbone.train on"
+        )
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    fused = all(p.is_cuda for group in groups for p in group["params"])
+    beta1, beta2 = config.betas
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), fused=fused or None)

@@ -1,0 +1,123 @@
+"""What the parts of a running training share, and how it is written down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from samsans import config as configuration
+from samsans.config import RunConfig
+from samsans.io.atomic import atomic_path
+from samsans.methods import weights
+from samsans.training import checkpoints
+from samsans.training.data import TrainingData
+from samsans.training.display import Display
+from samsans.training.log import CsvLog
+from samsans.training.schedule import Duration, Position
+from samsans.training.validation import support_indices
+from samsans.types import Batch, Stage
+
+
+@dataclass
+class Session:
+    """One training run at work.
+
+    names: what a weights file of the method holds.  log: ``None`` in helper processes, which write nothing.
+    optimizer_state: of the checkpoint, until the optimiser takes it.  row: what the present step logs.
+    device: where the last stage ran.  stop: why the run is to end now, if it is.
+    """
+
+    config: RunConfig
+    method: Any
+    data: TrainingData
+    run: Path
+    stages: tuple[Stage, ...]
+    duration: Duration
+    display: Display
+    names: tuple[str, ...]
+    position: Position = field(default_factory=Position)
+    log: CsvLog | None = None
+    optimizer_state: dict[str, Any] | None = None
+    row: dict[str, Any] = field(default_factory=dict)
+    device: str = ""
+    stop: str = ""
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the run folder: the first of a distributed run does."""
+        return self.log is not None
+
+    @cached_property
+    def supports(self) -> Batch | None:
+        """The training slices that validation and pictures show a method that needs supports."""
+        if not self.method.needs.supports:
+            return None
+        train, config = self.data.train, self.config
+        return train.batch(support_indices(train, config.model.k_test, config.seed))
+
+    @cached_property
+    def sample(self) -> Batch:
+        """The slice of the sample pictures: held-out where there are any, with an object where there is one."""
+        slices = self.data.val if len(self.data.val) else self.data.train
+        return slices.batch(support_indices(slices, 1, self.config.seed + 1) or [0])
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last stage has reached its end."""
+        return self.duration.done(self.position) >= self.duration.total
+
+    def save(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Write ``model/last.safetensors`` and ``resume.ckpt``."""
+        if self.writes:
+            self.save_weights("last")
+            state = weights.trained_state(self.method, self.names)
+            saved = checkpoints.Checkpoint(self.position, state, None if optimizer is None else optimizer.state_dict())
+            checkpoints.save(self.run / "resume.ckpt", saved)
+
+    def save_weights(self, name: str) -> None:
+        """Write ``model/NAME.safetensors``."""
+        notes = {
+            "method": self.config.method,
+            "step": self.position.step,
+            "config": config_hash(self.config),
+            "samsans": version(),
+        }
+        with atomic_path(self.run / "model" / f"{name}.safetensors") as temporary:
+            weights.save_weights(self.method, temporary, names=self.names, notes=notes)
+
+    def waiting(self) -> float:
+        """Share of the time spent waiting for data, in [0, 1]."""
+        at = self.position
+        return at.wait / max(at.wait + at.work, 1e-9)
+
+
+def config_hash(config: RunConfig) -> str:
+    """Sixteen hexadecimal digits that change with any option of a run."""
+    text = json.dumps(configuration.to_dict(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def version() -> str:
+    """Version of samsans."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("samsans")
+    except PackageNotFoundError:
+        return "source tree"
+
+
+def count_parameters(method: nn.Module, names: tuple[str, ...]) -> dict[str, int]:
+    """Numbers of trained and frozen parameters."""
+    trained = set(names)
+    sizes = {name: parameter.numel() for name, parameter in method.named_parameters()}
+    total = sum(size for name, size in sizes.items() if name in trained)
+    return {"trained": total, "frozen": sum(sizes.values()) - total}

@@ -1,0 +1,175 @@
+"""What happens between two steps: the clock, validation, pictures, gauges, checkpoints, and the end."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from samsans.training import pictures, validation
+from samsans.training.session import Session
+from samsans.training.signals import StopSignals
+from samsans.types import Batch, Progress
+
+SLOW_DATA = 0.3
+TRUST_WAIT_AFTER = 20  # steps: the first ones also start the worker processes
+EMPTY_IN_A_ROW = 3
+
+
+class Supervisor(pl.Callback):
+    """Follows one stage of a run and writes down what happens; the first process of a distributed run does the work."""
+
+    def __init__(self, session: Session, signals: StopSignals) -> None:
+        self.session, self.signals = session, signals
+        self.saved_at = time.monotonic()
+        self.warned = False
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.signals.arm()
+        self.method = self.session.method
+        self.method.train()
+        self.device = module.device
+        self.session.device = str(module.device)
+        self.began = self.mark = time.monotonic()
+        self.former = self.session.position.seconds
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
+        now = time.monotonic()
+        self.session.row["wait"] = now - self.mark
+        self.session.position.wait += now - self.mark
+        self.mark = now
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        session, at, config = self.session, self.session.position, self.session.config.train
+        now = time.monotonic()
+        at.work += now - self.mark
+        at.step += 1
+        at.seconds, stop = self._agree(trainer, (self.former + now - self.began, self.signals.received))
+        session.row |= {"seconds": at.seconds}
+
+        stage_done = session.duration.used(at) >= 1
+        last = stage_done and at.stage == len(session.stages) - 1
+        if last or (not stop and _due(at.step, config.validate_every)):
+            stop = self._agree(trainer, self._validate(trainer))
+        look = session.writes and config.pictures_every > 0 and (last or _due(at.step, config.pictures_every))
+        if look:
+            self._read_gauges(trainer, batch)
+        self._write(trainer)
+        if look:
+            self._draw(trainer)
+        if stop:
+            session.stop = stop
+        elif stage_done and not last:
+            at.stage, at.stage_step, at.stage_seconds = at.stage + 1, at.step, at.seconds
+            session.save(None)
+        if stop or last or (not stage_done and self._save_due()):
+            session.save(trainer.optimizers[0])
+            self.saved_at = time.monotonic()
+            self._report()
+        trainer.should_stop = bool(stop) or stage_done
+        self.mark = time.monotonic()
+
+    def _agree(self, trainer: pl.Trainer, value: Any) -> Any:
+        return trainer.strategy.broadcast(value) if trainer.world_size > 1 else value
+
+    def _save_due(self) -> bool:
+        config = self.session.config.train
+        late = time.monotonic() - self.saved_at >= 60 * config.save_minutes > 0
+        return _due(self.session.position.step, config.save_every) or late
+
+    def _validate(self, trainer: pl.Trainer) -> str:
+        """Score the held-out slices, keep the best weights, and say why to stop, if so."""
+        session, at, config = self.session, self.session.position, self.session.config
+        if not session.writes or len(session.data.val) == 0 or at.validated == at.step:
+            return ""
+        with self._evaluating(trainer):
+            bank, size = self._bank(), config.train.batch_size
+            scores, empty = validation.validate(
+                self.method, session.data.val, bank, session.data.objects, size, self.device
+            )
+        at.validated = at.step
+        score = scores.get("val/dice", 0.0)
+        session.row |= scores
+        better = at.best is None or score > at.best
+        at.best, at.stale = (score, 0) if better else (at.best, at.stale + 1)
+        at.empty = at.empty + 1 if empty else 0
+        if better:
+            session.save_weights("best")
+        parts = ", ".join(f"{name.removeprefix('val/dice/')} {value:.3f}" for name, value in list(scores.items())[1:])
+        session.display.say(f"step {at.step}: Dice {score:.3f} on held-out slices ({parts}){', best' * better}")
+        if at.empty == EMPTY_IN_A_ROW:
+            warnings.warn(
+                f"The last {EMPTY_IN_A_ROW} validations predicted not a single pixel of any object. The method may have "
+                "collapsed to empty masks: lower train.lr, or check that the masks fit the images (`samsans check`).",
+                stacklevel=2,
+            )
+        return f"no improvement in {at.stale} validations" if 0 < config.train.patience <= at.stale else ""
+
+    def _read_gauges(self, trainer: pl.Trainer, batch: Batch) -> None:
+        """Log the method's gauges, where it has any, and warn where it says so."""
+        session = self.session
+        if not hasattr(self.method, "gauges"):
+            return
+        with self._evaluating(trainer):
+            gauges = {name: float(value) for name, value in self.method.gauges(batch).items()}
+        session.row |= {f"gauge/{name}": value for name, value in gauges.items()}
+        advice = self.method.gauge_warning(gauges, session.position.step, session.config.train.warmup)
+        if advice:
+            warnings.warn(advice, stacklevel=2)
+
+    def _draw(self, trainer: pl.Trainer) -> None:
+        session = self.session
+        with self._evaluating(trainer):
+            logits = self.method.predict(session.sample.to(self.device), self._bank())
+        folder = session.run / "pictures"
+        pictures.draw_sample(
+            session.sample, logits.cpu(), session.supports, folder / f"samples_{session.position.step:06d}.png"
+        )
+        pictures.draw_loss(session.run / "log.csv", folder / "loss.png")
+
+    def _bank(self) -> Any:
+        supports = self.session.supports
+        return None if supports is None else self.method.encode_support(supports.to(self.device))
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        session, at = self.session, self.session.position
+        if session.log is not None:
+            session.log.write(session.row)
+            numbers = {name: value for name, value in session.row.items() if isinstance(value, float)}
+            if trainer.logger is not None:
+                trainer.logger.log_metrics(numbers, at.step)
+        done, total = session.duration.done(at), session.duration.total
+        message = f"loss {session.row['loss']:.4f}"
+        session.display.step(Progress(int(min(done, total)), int(total), f"step {at.step}", message))
+
+    def _report(self) -> None:
+        session, at = self.session, self.session.position
+        waiting = session.waiting()
+        session.display.say(
+            f"step {at.step}: loss {session.row['loss']:.4f}, {at.work / at.step:.3f} s a step, "
+            f"{waiting:.0%} of the time waiting for data; saved"
+        )
+        if waiting > SLOW_DATA and at.step >= TRUST_WAIT_AFTER and not self.warned:
+            self.warned = True
+            session.display.say(
+                f"The processor waits for data {waiting:.0%} of the time: raise train.workers (now "
+                f"{session.config.train.workers}) or data.cache_gb (now {session.config.data.cache_gb:g})"
+            )
+
+    @contextmanager
+    def _evaluating(self, trainer: pl.Trainer) -> Iterator[None]:
+        self.method.eval()
+        try:
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                yield
+        finally:
+            self.method.train()
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,132 @@
+"""A small method and data for tests of the training loop; as a script it trains them in a process of its own."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samsans import config as configuration
+from samsans.config import RunConfig
+from samsans.ops.losses import dice_loss
+from samsans.training.data import TrainingData
+from samsans.types import Batch, Needs, ParamGroup, Stage
+
+SIDE = 16
+OBJECTS = ("disc", "square")
+
+
+class DummySlices:
+    """Bright discs and dark squares on noise, drawn from their index."""
+
+    def __init__(self, count: int, first: int = 0, delay: float = 0.0) -> None:
+        self.count, self.first, self.delay = count, first, delay
+        self.steps_per_epoch = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: Sequence[int], rank: int = 0, world: int = 1) -> Batch:
+        time.sleep(self.delay)
+        images, masks = zip(*(self.draw(self.first + i) for i in indices), strict=True)
+        ids = tuple(f"image{self.first + i}" for i in indices)
+        return Batch(torch.stack(images), torch.stack(masks), ids, OBJECTS)
+
+    @staticmethod
+    def draw(index: int) -> tuple[Tensor, Tensor]:
+        random = torch.Generator().manual_seed(index)
+        y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+        cy, cx = torch.randint(4, 8, (2,), generator=random).tolist()
+        disc = (y - cy) ** 2 + (x - cx) ** 2 < 12
+        square = (y > cy + 5) & (x > cx + 3) & (x < cx + 8)
+        image = 0.2 * torch.randn(SIDE, SIDE, generator=random) + disc.float() - square.float()
+        return image.expand(3, SIDE, SIDE).clone(), torch.stack([disc, square])
+
+
+class DummySource(DummySlices):
+    """Four images a step, drawn from (step, rank)."""
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:  # type: ignore[override]
+        random = torch.Generator().manual_seed(step * 1000 + rank)
+        return super().batch(torch.randint(self.count, (4,), generator=random).tolist())
+
+
+class DummyMethod(nn.Module):
+    """A frozen blur, two trained convolutions (one a stage, if asked), dropout, a running mean."""
+
+    def __init__(self, stages: int = 1, supports: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.needs = Needs(supports=supports)
+        self.count = stages
+        self.backbone = nn.Conv2d(3, 4, 3, padding=1).requires_grad_(False)
+        self.backbone.name, self.backbone.base_hash = "dummy", "abc"
+        self.first = nn.Conv2d(4, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.1)
+        self.last = nn.Conv2d(8, 2, 1)
+        self.last.bias._no_weight_decay = True
+        self.poison_at: tuple[str, ...] = ()
+
+    def stages(self, config: RunConfig) -> list[Stage]:
+        head = ParamGroup(tuple(self.last.parameters()), lr_scale=2.0)
+        body = ParamGroup((*self.first.parameters(), *self.norm.parameters()), decay=False)
+        if self.count == 1:
+            return [Stage("all", (head, body))]
+        return [Stage("head", (head,), 0.5), Stage("body", (body,), 0.5)]
+
+    def forward(self, batch: Batch) -> Tensor:
+        features = torch.relu(self.norm(self.first(self.backbone(batch.images))))
+        return self.last(self.drop(features))
+
+    def loss(self, output: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        dice = dice_loss(output, batch.masks).mean()
+        return {"loss": dice * (float("nan") if set(self.poison_at) & set(batch.ids) else 1.0), "dice": dice}
+
+    def encode_support(self, batch: Batch) -> Tensor:
+        return batch.masks.float().mean()
+
+    def predict(self, batch: Batch, support: Any = None) -> Tensor:
+        assert (support is not None) == self.needs.supports
+        return self.forward(batch).float()
+
+    def gauges(self, batch: Batch) -> dict[str, float]:
+        return {"weight": float(self.last.weight.norm())}
+
+    def gauge_warning(self, gauges: Mapping[str, float], step: int, warmup: int) -> str | None:
+        return "gauge too large" if gauges["weight"] > 1e6 else None
+
+
+def make_config(**train: Any) -> RunConfig:
+    """A run of 20 steps on the CPU; keyword arguments are options of ``train``."""
+    options = {"steps": 20, "lr": 0.05, "warmup": 5, "save_every": 5, "pictures_every": 0, "accelerator": "cpu"}
+    return configuration.from_dict({"train": options | train, "backbone": {"name": "tiny"}}, method="proxy_prompt")
+
+
+def make_data(val: int = 4, delay: float = 0.0) -> TrainingData:
+    """Twelve training images and ``val`` held-out ones; ``delay`` seconds to read a batch."""
+    return TrainingData(DummySource(12, delay=delay), DummySlices(12), DummySlices(val, first=100), OBJECTS)
+
+
+def main(run: str, *options: str) -> None:
+    """Train in this process: options are ``train`` keys as key=value, plus ``stages=`` and ``delay=`` and ``resume``."""
+    from samsans.training.run import fit
+
+    given = SimpleNamespace(stages=1, delay=0.0)
+    train: dict[str, Any] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        number = float(value) if "." in value else int(value) if value.isdigit() else value
+        (given.__dict__ if key in ("stages", "delay") else train)[key] = number
+    resume = train.pop("resume", None) is not None
+    fit(make_config(**train), DummyMethod(given.stages), make_data(delay=given.delay), Path(run), resume=resume)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
