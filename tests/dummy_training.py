@@ -115,7 +115,7 @@ def make_data(val: int = 4, delay: float = 0.0) -> TrainingData:
 
 
 def main(run: str, *options: str) -> None:
-    """Train in this process: options are ``train`` keys as key=value, plus ``stages=`` and ``delay=`` and ``resume``."""
+    """Train in this process: options are ``train`` keys as key=value, ``stages=``, ``delay=`` and ``resume``."""
     from samsans.training.run import fit
 
     given = SimpleNamespace(stages=1, delay=0.0)

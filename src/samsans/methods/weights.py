@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from samsans.errors import InputError
@@ -47,7 +47,8 @@ def save_weights(
         notes: Further metadata, e.g. method name, step, config hash.
     """
     metadata = {key: str(value) for key, value in (notes or {}).items()} | _base(method)
-    save_file(trained_state(method, trained_names(method) if names is None else names), path, metadata=metadata)
+    state = trained_state(method, trained_names(method) if names is None else names)
+    Path(path).write_bytes(save(state, metadata=metadata))
     return Path(path)
 
 

@@ -1,11 +1,11 @@
-"""From a data set to batches: the sample order is a function of the step, so a resumed run sees what it would have seen."""
+"""From a data set to batches.  The sample order is a function of the step: a resumed run sees what it would have seen."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -50,7 +50,7 @@ class _Steps(Dataset[Batch]):
         return self.source.batch(step, self.rank, self.world)
 
 
-def _same(batch: Batch) -> Batch:
+def _same(batch: Any) -> Any:
     return batch
 
 

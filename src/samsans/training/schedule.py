@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -40,7 +41,7 @@ class Duration:
     """A run's length in ``steps`` or wall-clock ``seconds``; ``ends`` are the cumulative ends of its stages."""
 
     unit: str
-    ends: tuple[float, ...] = field()
+    ends: tuple[float, ...]
 
     @classmethod
     def of(cls, config: TrainConfig, stages: Sequence[Stage], steps_per_epoch: int) -> Duration:
@@ -95,7 +96,7 @@ def build_optimizer(config: TrainConfig, stage: Stage) -> torch.optim.Optimizer:
 
     On a GPU, AdamW runs fused (the same update in one kernel).
     """
-    groups = []
+    groups: list[dict[str, Any]] = []
     for group in stage.groups:
         exempt = [p for p in group.parameters if not group.decay or getattr(p, "_no_weight_decay", False)]
         known = set(map(id, exempt))
