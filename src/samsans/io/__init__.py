@@ -13,12 +13,14 @@ from samsans.io.files import (
     output_suffix,
     stem,
 )
+from samsans.io.orientation import Orientation
 from samsans.io.read import content_hash, read_image, read_labels
 from samsans.io.write import write_image, write_labels
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "VOLUME_SUFFIXES",
+    "Orientation",
     "atomic_path",
     "content_hash",
     "file_hash",

@@ -67,10 +67,11 @@ def pixels(image: Image, path: Path, labels: bool) -> np.ndarray:
         array = np.asarray(image.convert("RGBA" if alpha else "RGB"))
     array = array.astype(array.dtype.newbyteorder("="))
     array = array[:, :, None] if array.ndim == 2 else array
-    return _drop_alpha(array, path) if array.shape[2] in (2, 4) else array
+    return drop_alpha(array, path) if array.shape[2] in (2, 4) else array
 
 
-def _drop_alpha(array: np.ndarray, path: Path) -> np.ndarray:
+def drop_alpha(array: np.ndarray, path: Path) -> np.ndarray:
+    """``(H, W, C)`` without its last channel, alpha, which must be the same everywhere."""
     alpha = array[:, :, -1]
     if alpha.min() != alpha.max():
         raise InputError(
@@ -88,20 +89,18 @@ def _png_depth(path: Path) -> tuple[int, int]:
     return (head[24], head[25]) if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 26 else (8, 0)
 
 
-def write_labels(temporary: Path, labels: np.ndarray) -> None:
-    """Write ``(1, H, W)`` uint8 or uint16 as PNG: a palette image whose indices are the labels, grey above 255."""
+def write(temporary: Path, array: np.ndarray, like: Volume | None = None) -> None:
+    """Write one slice as PNG.
+
+    Labels ``(1, H, W)``: uint8 as a palette image whose indices are the labels, uint16 as grey.
+    Images ``(1, H, W, C)``: uint8 or uint16 grey, uint8 RGB.  ``like`` is not used: PNG states no grid.
+    """
     from PIL import Image
 
     from samsans.palette import color
 
-    image = Image.fromarray(labels[0])
-    if labels.dtype == np.uint8:
+    grey = array.ndim == 3 or array.shape[3] == 1
+    image = Image.fromarray(array.reshape(array.shape[1:3]) if grey else array[0])
+    if array.ndim == 3 and array.dtype == np.uint8:
         image.putpalette([channel for label in range(256) for channel in color(label)])
     image.save(temporary)
-
-
-def write(temporary: Path, array: np.ndarray) -> None:
-    """Write ``(1, H, W, C)`` as PNG or BMP: uint8 grey or RGB, uint16 grey."""
-    from PIL import Image
-
-    Image.fromarray(array[0, :, :, 0] if array.shape[3] == 1 else array[0]).save(temporary)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from samsans.errors import InputError
-from samsans.io.files import reading
+from samsans.io.files import reading, single_channel
 from samsans.types import Volume
 
 
@@ -41,12 +41,13 @@ def read(path: Path, labels: bool = False) -> Volume:
         raise InputError(f"{path} holds complex values", "real values", "Save its magnitude")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     array = array.reshape(array.shape + (1,) * (3 - array.ndim))
-    extra = [n for n in array.shape[3:] if n > 1]
+    shape: tuple[int, ...] = array.shape
+    extra = [n for n in shape[3:] if n > 1]
     if len(extra) > 1:
         raise InputError(
-            f"{path} has the shape {array.shape}", "three axes of space and at most one of channels", "Split the file"
+            f"{path} has the shape {shape}", "three axes of space and at most one of channels", "Split the file"
         )
-    array = array.reshape((*array.shape[:3], *(extra or [1])), order="A")
+    array = array.reshape((*shape[:3], *(extra or [1])))
     return Volume(array.transpose(2, 1, 0, 3), np.asarray(affine, np.float64), path, header)
 
 
@@ -67,7 +68,7 @@ def _warn_if_forms_differ(path: Path, header: Any) -> None:
         )
 
 
-def write(temporary: Path, array: np.ndarray, like: Volume | None) -> None:
+def write(temporary: Path, array: np.ndarray, like: Volume | None = None) -> None:
     """Write ``(D, H, W)`` or ``(D, H, W, C)`` on the grid of ``like``.
 
     From a NIfTI header both forms, their codes, the voxel sizes and units are kept as they are; scaling, display range,
@@ -76,6 +77,7 @@ def write(temporary: Path, array: np.ndarray, like: Volume | None) -> None:
     """
     import nibabel
 
+    array = single_channel(array)
     values = array.transpose(2, 1, 0, *range(3, array.ndim))
     affine = np.eye(4) if like is None or like.affine is None else like.affine
     source = None if like is None else like.header

@@ -36,15 +36,17 @@ def _reader(path: Path) -> ModuleType:
     return importlib.import_module(name)
 
 
-def read_image(path: str | Path) -> Volume:
+def read_image(path: str | Path, series: str = "") -> Volume:
     """Read an image or volume: ``(D, H, W, C)`` in its native dtype, affine in RAS+ mm, axes as stored (reversed).
 
     PNG, JPEG, BMP, TIFF; NIfTI, NRRD, DICOM (a file, or the folder of one series), MHA and MHD (extra ``[itk]``).
+    series: for a DICOM folder of several series, the UID of one of them or its last figures.
 
     Raises InputError for missing, unknown and damaged files, and for NaN or infinite values.
     """
     path = Path(path)
-    volume = _reader(path).read(path)
+    volume = _reader(path).read(path, series=series) if series else _reader(path).read(path)
+    _refuse_flat_grid(volume)
     _refuse_non_finite(volume.array, path, "replace them by the value of air or background")
     return volume
 
@@ -59,6 +61,7 @@ def read_labels(path: str | Path) -> Volume:
     """
     path = Path(path)
     volume = _reader(path).read(path, labels=True)
+    _refuse_flat_grid(volume)
     return replace(volume, array=_whole(_one_channel(volume.array, path), path))
 
 
@@ -88,6 +91,18 @@ def _whole(array: np.ndarray, path: Path) -> np.ndarray:
         )
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     return array.astype(np.result_type(np.min_scalar_type(low), np.min_scalar_type(high)))
+
+
+def _refuse_flat_grid(volume: Volume) -> None:
+    if volume.affine is None:
+        return
+    affine, spacing = volume.affine, np.array(volume.spacing)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * spacing.prod():
+        raise InputError(
+            f"{volume.path} states a grid whose voxels have no volume: {affine[:3].tolist()}",
+            "three independent directions with finite steps",
+            "Correct the voxel sizes and directions in its header",
+        )
 
 
 def _refuse_non_finite(array: np.ndarray, path: Path, mend: str) -> None:

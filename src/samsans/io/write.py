@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,14 @@ from samsans.io import files
 from samsans.io.atomic import atomic_path, suffix
 from samsans.types import Volume
 
-WRITABLE_SUFFIXES = (".png", *files.TIFF_SUFFIXES, *files.NIFTI_SUFFIXES, ".nrrd", ".mha")
+WRITERS = (
+    ((".png",), "samsans.io.images"),
+    (files.TIFF_SUFFIXES, "samsans.io.tiff"),
+    (files.NIFTI_SUFFIXES, "samsans.io.nifti"),
+    ((".nrrd",), "samsans.io.nrrd"),
+    ((".mha",), "samsans.io.itk"),
+)
+WRITABLE_SUFFIXES = tuple(suffix for suffixes, _ in WRITERS for suffix in suffixes)
 
 
 def write_labels(path: str | Path, labels: np.ndarray, like: Volume | None = None) -> Path:
@@ -58,7 +66,7 @@ def _storage(labels: np.ndarray) -> np.dtype:
 
 
 def _write(path: Path, array: np.ndarray, like: Volume | None) -> None:
-    """``array``: labels ``(D, H, W)`` or an image ``(D, H, W, C)``, in a dtype fit to be stored."""
+    """``array``: labels ``(D, H, W)`` or an image ``(D, H, W, C)``, ``C`` at least 1, in a dtype fit to be stored."""
     ending = suffix(path)
     if ending not in WRITABLE_SUFFIXES:
         raise files.unknown_suffix(path, WRITABLE_SUFFIXES)
@@ -70,32 +78,9 @@ def _write(path: Path, array: np.ndarray, like: Volume | None) -> None:
         )
     if ending == ".png":
         _check_png(path, array)
+    writer = importlib.import_module(next(module for suffixes, module in WRITERS if ending in suffixes))
     with atomic_path(path) as temporary:
-        if ending == ".png":
-            from samsans.io import images
-
-            images.write_labels(temporary, array) if array.ndim == 3 else images.write(temporary, array)
-        elif ending in files.TIFF_SUFFIXES:
-            from samsans.io import tiff
-
-            tiff.write(temporary, array)
-        elif ending in files.NIFTI_SUFFIXES:
-            from samsans.io import nifti
-
-            nifti.write(temporary, _single(array), like)
-        elif ending == ".nrrd":
-            from samsans.io import nrrd
-
-            nrrd.write(temporary, _single(array), like)
-        else:
-            from samsans.io import itk
-
-            itk.write(temporary, _single(array), like)
-
-
-def _single(array: np.ndarray) -> np.ndarray:
-    """Without a channel axis of length 1."""
-    return array[..., 0] if array.ndim == 4 and array.shape[3] == 1 else array
+        writer.write(temporary, array, like)
 
 
 def _check_png(path: Path, array: np.ndarray) -> None:
