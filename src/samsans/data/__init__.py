@@ -1,0 +1,1 @@
+"""Cases, splits, transforms, slices and episodes: from files to batches."""

@@ -1,0 +1,267 @@
+"""The cases of a data set: which files are an image, its masks and its patient.  Paths only, until one is read."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from samsans import io
+from samsans.config import DataConfig
+from samsans.data import classes as objects
+from samsans.data import layouts
+from samsans.errors import InputError
+from samsans.types import Case, ClassInfo, Volume
+
+SCANNED = 64  # label files read to infer the objects
+SHIFT = 0.5  # largest distance between the grids of an image and its mask, in voxels
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What was understood of a data set.
+
+    root: folder or file it was found at.  layout: its kind, in words.  notes: what was concluded, for people.
+    parts: ``train``, ``val`` or ``test`` by case id, where the data set itself says so.
+    orphans: mask files that belong to no image.  spacing: ``(z, y, x)`` mm of files that state none.
+    """
+
+    root: Path
+    layout: str
+    cases: tuple[Case, ...]
+    classes: tuple[ClassInfo, ...] = ()
+    notes: tuple[str, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
+    orphans: tuple[Path, ...] = ()
+    spacing: tuple[float, float, float] | None = None
+
+    def by_id(self, id: str) -> Case:
+        """The case called ``id``; InputError where there is none."""
+        for case in self.cases:
+            if case.id == id:
+                return case
+        near = ", ".join(c.id for c in self.cases[:3])
+        raise InputError(f"no case {id!r} in {self.root}", f"an id such as {near}")
+
+    @property
+    def labelled(self) -> tuple[Case, ...]:
+        """The cases that have a mask."""
+        return tuple(c for c in self.cases if c.labels)
+
+    def read_image(self, case: Case) -> Volume:
+        """Image ``(D, H, W, C)``: the channels joined, or the stack of slices.
+
+        Raises InputError where a file is unreadable or its shape differs from the others of the case.
+        """
+        volumes = [io.read_image(path) for path in case.images]
+        array = _join([v.array for v in volumes], case.images, axis=0 if case.stacked else 3)
+        affine = volumes[0].affine
+        if affine is None and self.spacing is not None:
+            affine = _grid(self.spacing)
+        header = volumes[0].header if len(volumes) == 1 else None
+        return Volume(array, affine, case.images[0], header)
+
+    def read_labels(self, case: Case, annotator: int = 0) -> Volume:
+        """Label map ``(D, H, W)`` of the values that stand in the file of one ``annotator``."""
+        if not case.labels:
+            raise InputError(f"{case.id} has no mask", "a labelled case")
+        files = case.labels[annotator]
+        volumes = [io.read_labels(path) for path in files]
+        affine = volumes[0].affine
+        if affine is None and self.spacing is not None:
+            affine = _grid(self.spacing)
+        return Volume(_join([v.array for v in volumes], files, axis=0), affine, files[0])
+
+
+def _grid(spacing: Sequence[float]) -> np.ndarray:
+    """Affine of an array shown as it lies: columns towards the patient's left, rows to the back (our decision)."""
+    z, y, x = spacing
+    return np.diag([-x, -y, z, 1.0])
+
+
+def _join(arrays: Sequence[np.ndarray], paths: Sequence[Path], axis: int) -> np.ndarray:
+    if len(arrays) == 1:
+        return arrays[0]
+
+    def others(array: np.ndarray) -> tuple[int, ...]:
+        return tuple(n for i, n in enumerate(array.shape) if i != axis)
+
+    for array, path in zip(arrays, paths, strict=True):
+        if others(array) != others(arrays[0]):
+            raise InputError(
+                f"{path} has the shape {array.shape}, {paths[0]} has {arrays[0].shape}",
+                "the same size in all files of a case",
+                "Check data.volume, or the channels of this case",
+            )
+    return np.concatenate(arrays, axis)
+
+
+def grid_shift(image: Volume, labels: Volume) -> float:
+    """Largest distance between the corners of two grids of one shape, in voxels; 0 where one states no geometry."""
+    if image.affine is None or labels.affine is None:
+        return 0.0
+    d, h, w = (n - 1 for n in image.shape)
+    corners = np.array([[x, y, z, 1] for x in (0, w) for y in (0, h) for z in (0, d)], float)
+    voxels = corners @ np.linalg.solve(image.affine, labels.affine).T
+    return float(np.abs(voxels - corners).max())
+
+
+def require_same_grid(case: Case, image: Volume, labels: Volume) -> None:
+    """InputError where the mask of ``case`` is not on the grid of its image."""
+    where = f"{case.labels[0][0]} (mask of {case.images[0]})"
+    if image.shape != labels.shape:
+        raise InputError(
+            f"{where} has the size {labels.shape}, the image {image.shape} (slices, rows, columns)",
+            "a mask of the size of its image",
+            "Resample the mask with nearest neighbours, or mend the pairing (data.labels)",
+        )
+    shift = grid_shift(image, labels)
+    if shift > SHIFT:
+        raise InputError(
+            f"{where} lies {shift:.1f} voxels away from its image by the geometry in the headers",
+            "the same origin, spacing and directions",
+            "Resample the mask on the image's grid, or copy the header if the arrays do fit",
+        )
+
+
+def find_cases(config: DataConfig) -> Dataset:
+    """Recognise the layout of ``config.path``, pair images with masks, name patients and objects.
+
+    Where neither ``config.classes`` nor a ``dataset.json`` names the objects, they are inferred from the values of at
+    most 64 evenly chosen label files.  Raises InputError where nothing usable is found.
+    """
+    if not config.path:
+        raise InputError("no data set is given", "a folder, a CSV file or an image", "Set data.path")
+    root = Path(config.path).expanduser()
+    found = layouts.recognise(root, config.images, config.labels)
+    cases, parts, notes = _cases(found, config)
+    _require_unique(cases)
+    spacing = None
+    if config.spacing is not None:
+        if len(config.spacing) != 3 or min(config.spacing) <= 0:
+            raise InputError(f"data.spacing is {config.spacing}", "three positive lengths (z, y, x) in mm")
+        z, y, x = config.spacing
+        spacing = (z, y, x)
+    notes = [*found.notes, *notes]
+    dataset = Dataset(root, found.layout, cases, (), tuple(notes), parts, found.orphans, spacing)
+    names = config.classes or found.names
+    if names:
+        classes, note = objects.named_classes(names), ""
+    elif dataset.labelled:
+        classes, note = objects.infer_classes(label_values(dataset))
+    else:
+        classes, note = (), "no masks: the cases can be segmented, not learned from"
+    return replace(dataset, classes=classes, notes=(*notes, note) if note else tuple(notes))
+
+
+def label_values(dataset: Dataset, at_most: int = SCANNED) -> set[int]:
+    """Values seen in the masks of ``at_most`` evenly chosen labelled cases."""
+    labelled = dataset.labelled
+    chosen = np.unique(np.linspace(0, len(labelled) - 1, min(at_most, len(labelled))).round().astype(int))
+    return {v for i in chosen for v in objects.distinct(dataset.read_labels(labelled[i]).array)}
+
+
+def _cases(found: layouts.Found, config: DataConfig) -> tuple[tuple[Case, ...], dict[str, str], list[str]]:
+    """Cases with their patients, stacked where ``config.volume`` says so; their declared parts; notes for people."""
+    notes: list[str] = []
+    pattern = _regex("data.patient", config.patient)
+    if config.volume is not None:
+        pairs, note = _stack(found.pairs, _regex("data.volume", config.volume, groups=2))
+        notes += [note] if note else []
+    else:
+        pairs = [(pair, False) for pair in found.pairs]
+    cases = []
+    guessed = set()
+    for pair, stacked in pairs:
+        patient = pair.patient
+        if patient is None and pattern is not None:
+            hit = pattern.search(pair.id)
+            if hit is None:
+                raise InputError(
+                    f"the patient of {pair.id!r} is not found by {config.patient!r}", "a match in every case id"
+                )
+            patient = hit[1] if pattern.groups else hit[0]
+        if patient is None:
+            *above, _ = pair.id.split("/")
+            above = [a for a in above if layouts.part_of(a) is None]
+            guessed.add("folders" if above else "none")
+            patient = above[0] if above else pair.id
+        if stacked:
+            slices = len(pair.images)
+            raters = tuple(pair.labels[i : i + slices] for i in range(0, len(pair.labels), slices))
+        else:
+            raters = tuple((p,) for p in pair.labels)
+        cases.append(Case(pair.id, patient, pair.images, raters, stacked))
+    if "folders" in guessed:
+        notes.append("the first folder of each case is taken as its patient; data.patient says otherwise")
+    if "none" in guessed and config.volume is None:
+        notes.append("no patient is known: each image counts as a patient of its own; data.patient names them")
+    parts = {pair.id: pair.part for pair, _ in pairs if pair.part is not None}
+    return tuple(cases), parts, notes
+
+
+def _stack(
+    pairs: Sequence[layouts.Pair], pattern: re.Pattern[str] | None
+) -> tuple[list[tuple[layouts.Pair, bool]], str]:
+    """Files that share the first group of ``pattern`` as one volume, in order of the number in its second group."""
+    assert pattern is not None
+    volumes: dict[str, list[tuple[int, layouts.Pair]]] = {}
+    for pair in pairs:
+        hit = pattern.search(pair.id)
+        if hit is None or not hit[2].isdigit():
+            raise InputError(
+                f"{pair.id!r} has no volume and slice number by {pattern.pattern!r}",
+                "data.volume with two groups, the second a whole number, that match every image",
+            )
+        volumes.setdefault(hit[1], []).append((int(hit[2]), pair))
+    out, partly = [], []
+    for name, numbered in volumes.items():
+        numbered.sort(key=lambda item: item[0])
+        repeated = [n for n, count in Counter(n for n, _ in numbered).items() if count > 1]
+        if repeated:
+            raise InputError(f"volume {name!r} has slice {repeated[0]} more than once", "one file a slice number")
+        ordered = [pair for _, pair in numbered]
+        raters = min(len(p.labels) for p in ordered)
+        if raters == 0 and any(p.labels for p in ordered):
+            partly.append(name)
+        images = tuple(p.images[0] for p in ordered)
+        labels = tuple(p.labels[r] for r in range(raters) for p in ordered)
+        patient = _shared(name, "patients", {p.patient for p in ordered if p.patient is not None})
+        part = _shared(name, "parts of the split", {p.part for p in ordered if p.part is not None})
+        out.append((layouts.Pair(name, images, labels, patient, part), True))
+    note = f"{len(partly)} stacks have masks on some slices only and count as unlabelled: {', '.join(partly[:5])}"
+    return out, note if partly else ""
+
+
+def _shared(volume: str, what: str, found: set[str]) -> str | None:
+    if len(found) > 1:
+        raise InputError(f"the slices of volume {volume!r} belong to several {what}: {', '.join(sorted(found))}", "one")
+    return next(iter(found), None)
+
+
+def _regex(key: str, pattern: str | None, groups: int = 0) -> re.Pattern[str] | None:
+    if pattern is None:
+        return None
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{key} {pattern!r} is no regular expression ({error})") from error
+    if compiled.groups < groups:
+        raise InputError(f"{key} {pattern!r} has {compiled.groups} groups", f"{groups} groups")
+    return compiled
+
+
+def _require_unique(cases: Sequence[Case]) -> None:
+    seen: dict[str, Case] = {}
+    for case in cases:
+        other = seen.setdefault(case.id, case)
+        if other is not case:
+            raise InputError(
+                f"{other.images[0]} and {case.images[0]} are both called {case.id!r}",
+                "one id an image",
+                "Rename one, or name the images with data.images",
+            )

@@ -1,0 +1,135 @@
+"""Objects and mask values: which values of a label file belong to which object, and how objects are painted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samsans.errors import InputError
+from samsans.io import atomic
+from samsans.types import ClassInfo
+
+BACKGROUND = 0
+LOSSY_VALUES = (
+    8  # a mask that reaches 255 with more values than this, many of them bright, is one object in grey levels
+)
+
+
+def distinct(labels: np.ndarray) -> list[int]:
+    """The values that occur in an integer array, in order."""
+    if labels.size == 0:
+        return []
+    low, high = int(labels.min()), int(labels.max())
+    if high - low > 1 << 20:
+        return [int(v) for v in np.unique(labels)]
+    counts = np.bincount(labels.ravel().astype(np.int64) - low if low else labels.ravel().astype(np.intp))
+    return [int(v) + low for v in np.flatnonzero(counts)]
+
+
+def named_classes(values: Mapping[str, Iterable[int]]) -> tuple[ClassInfo, ...]:
+    """Objects from names and mask values, e.g. ``{"disc": [1, 2], "cup": [2]}``; labels are numbered 1..N.
+
+    Raises InputError where an object has no value.
+    """
+    classes = []
+    for label, (name, listed) in enumerate(values.items(), 1):
+        numbers = tuple(sorted({int(v) for v in ([listed] if isinstance(listed, int) else listed)}))
+        if not numbers:
+            raise InputError(f"object {name!r} has no mask value", "at least one whole number", "Give it its values")
+        classes.append(ClassInfo(str(name), label, numbers))
+    return tuple(classes)
+
+
+def infer_classes(found: Iterable[int]) -> tuple[tuple[ClassInfo, ...], str]:
+    """Objects from the values seen in label files, and a sentence that says what was concluded (our decision).
+
+    One value beside 0: the object ``foreground``.  Grey levels up to 255 (a JPEG mask, an anti-aliased drawing): the
+    object ``foreground`` is 128 and more.  Otherwise ``class_1``, ``class_2``, ... in order of the values.
+    """
+    values = sorted({int(v) for v in found} - {BACKGROUND})
+    if not values:
+        return (), "the label files hold nothing but background"
+    bright = sum(v > 127 for v in values)
+    if len(values) > LOSSY_VALUES and values[0] > 0 and values[-1] == 255 and 4 * bright >= len(values):
+        text = f"masks hold {len(values)} grey levels (JPEG or soft edges): 128 and more is one object, foreground"
+        return (ClassInfo("foreground", 1, tuple(range(128, 256))),), text
+    if len(values) == 1:
+        return (
+            ClassInfo("foreground", 1, (values[0],)),
+        ), f"one object, foreground, inferred from mask value {values[0]}"
+    classes = tuple(ClassInfo(f"class_{label}", label, (value,)) for label, value in enumerate(values, 1))
+    return (
+        classes,
+        f"{len(values)} objects inferred from mask values {', '.join(map(str, values))}; name them with data.classes",
+    )
+
+
+def class_masks(labels: np.ndarray, classes: Sequence[ClassInfo]) -> np.ndarray:
+    """Masks ``(N, ...)`` bool of the objects in ``labels``, ``(...)`` integer values as they stand in the file."""
+    return np.stack([np.isin(labels, c.values) for c in classes]) if classes else np.zeros((0, *labels.shape), bool)
+
+
+def inner_objects(classes: Sequence[ClassInfo]) -> np.ndarray:
+    """``(N, N)`` bool: object ``j`` lies inside object ``i`` by definition (they share values, and ``j`` has fewer)."""
+    sets = [set(c.values) for c in classes]
+    inner = [[bool(a & b) and len(b) < len(a) for b in sets] for a in sets]
+    return np.array(inner, bool).reshape(len(sets), len(sets))
+
+
+def compose(logits: np.ndarray, classes: Sequence[ClassInfo]) -> np.ndarray:
+    """One label map from the objects' logits.
+
+    logits: ``(N, H, W)`` or ``(N, D, H, W)`` float; an object is present where its logit is positive.
+    Returns ``(H, W)`` or ``(D, H, W)`` uint8 (uint16 above label 255): the label of the present object with the highest
+    logit, 0 where none is.  An object yields to a present one that lies inside it by definition, whatever the logits:
+    the disc shows around its cup.
+    """
+    logits = np.asarray(logits)
+    if len(logits) != len(classes):
+        raise InputError(f"{len(logits)} logit maps for {len(classes)} objects", "one map an object")
+    highest = max((c.label for c in classes), default=0)
+    out = np.zeros(logits.shape[1:], np.uint8 if highest < 256 else np.uint16)
+    best = np.full(logits.shape[1:], -np.inf, np.float32)
+    present = logits > 0
+    inner = inner_objects(classes)
+    for i, info in enumerate(classes):
+        wins = present[i] & (logits[i] > best)
+        for j in np.flatnonzero(inner[i]):
+            wins &= ~present[j]
+        out[wins] = info.label
+        best[wins] = logits[i][wins]
+    return out
+
+
+def painted(classes: Sequence[ClassInfo]) -> tuple[ClassInfo, ...]:
+    """The same objects with the values they have in *our* label maps: their own label and those of objects inside."""
+    inner = inner_objects(classes)
+    return tuple(
+        ClassInfo(
+            c.name,
+            c.label,
+            tuple(sorted({c.label, *(o.label for o, inside in zip(classes, inner[i], strict=True) if inside)})),
+        )
+        for i, c in enumerate(classes)
+    )
+
+
+def write_classes(path: str | Path, classes: Sequence[ClassInfo]) -> Path:
+    """Write ``classes.json``: ``{"classes": [{"name", "label", "values"}]}``."""
+    listed = [{"name": c.name, "label": c.label, "values": list(c.values)} for c in classes]
+    return atomic.write_json(path, {"classes": listed})
+
+
+def read_classes(path: str | Path) -> tuple[ClassInfo, ...]:
+    """Read what ``write_classes`` wrote; InputError where the file is something else."""
+    try:
+        listed: list[dict[str, Any]] = json.loads(Path(path).read_text(encoding="utf-8"))["classes"]
+        return tuple(ClassInfo(str(c["name"]), int(c["label"]), tuple(int(v) for v in c["values"])) for c in listed)
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} holds no list of objects ({error})", 'classes.json: {"classes": [{"name", "label", "values"}]}'
+        ) from error

@@ -1,0 +1,385 @@
+"""Recognise how a data set lies on disk: folders, nnU-Net raw, Medical Segmentation Decathlon, CSV, patterns.
+
+Every recogniser returns what it ``Found`` or ``None`` where the layout is another one.  Nothing is decoded here.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samsans import io
+from samsans.errors import InputError
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "frames", "scans")
+LABEL_FOLDERS = (
+    *("labels", "label", "masks", "mask", "annotations", "annotation", "annots", "annot", "gt", "gts"),
+    *("groundtruth", "ground_truth", "seg", "segs", "segmentation", "segmentations"),
+)
+PARTS = {
+    **dict.fromkeys(("train", "training", "tr"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "va"), "val"),
+    **dict.fromkeys(("test", "testing", "ts"), "test"),
+}
+DEPTH = 4  # how deep below the root image folders are looked for
+LABEL_SUFFIX = re.compile(r"[_-](masks?|seg|segmentation|labels?|gt|annot|annotation|groundtruth)$")
+CHANNEL = re.compile(r"^(.+)_(\d{4})$")
+
+KNOWN = (
+    "images/ beside labels/ or masks/ (also per patient), nnU-Net raw or Medical Segmentation Decathlon "
+    "(imagesTr/ labelsTr/ dataset.json), a CSV file with the columns image and label, or a folder of images"
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its masks before volumes are stacked.
+
+    images: one file per channel.  labels: one file per annotator.  patient, part (``train``, ``val`` or ``test``):
+    where the layout states them.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    labels: tuple[Path, ...] = ()
+    patient: str | None = None
+    part: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a recogniser understood: pairs, object names with their values, mask files that belong to no image."""
+
+    layout: str
+    pairs: tuple[Pair, ...]
+    names: Mapping[str, list[int]] | None = None
+    orphans: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def relative_id(path: Path, base: Path) -> str:
+    """Posix path of ``path`` below ``base`` without its format suffix; the bare name where it lies elsewhere."""
+    stem = io.stem(path)
+    return (path.relative_to(base).parent / stem).as_posix() if path.is_relative_to(base) else stem
+
+
+def part_of(name: str) -> str | None:
+    """``train``, ``val`` or ``test`` where ``name`` is one of the usual names of such a folder."""
+    return PARTS.get(name.lower())
+
+
+def match(images: Mapping[str, Path], labels: Mapping[str, Path]) -> tuple[dict[str, Path], list[Path]]:
+    """Mask of each image id, and the masks that belong to none.
+
+    Tried in this order: same relative path; same path without ``_mask``, ``_seg``, ``_label``, ``_0000`` and the like;
+    same bare name, where only one image and one mask have it.  Upper and lower case count as the same.
+    """
+
+    def plain(name: str) -> str:
+        name = name.casefold()
+        channel = CHANNEL.match(name)
+        return LABEL_SUFFIX.sub("", channel[1] if channel and channel[2] == "0000" else name)
+
+    def unique(keys: Iterable[tuple[str, str]]) -> dict[str, str]:
+        listed = list(keys)
+        seen = Counter(k for k, _ in listed)
+        return {k: v for k, v in listed if seen[k] == 1}
+
+    ways: list[Callable[[str], str]] = [str.casefold, plain, lambda name: plain(name.rsplit("/", 1)[-1])]
+    matched: dict[str, str] = {}
+    for way in ways:
+        taken = set(matched.values())
+        free_labels = unique((way(name), name) for name in labels if name not in taken)
+        free_images = unique((way(name), name) for name in images if name not in matched)
+        matched |= {image: free_labels[key] for key, image in free_images.items() if key in free_labels}
+    used = set(matched.values())
+    return {i: labels[name] for i, name in matched.items()}, [p for name, p in labels.items() if name not in used]
+
+
+def listing(folder: Path) -> dict[str, Path]:
+    """Image files (and DICOM series folders) below ``folder`` by relative id, in order of their names.
+
+    Raises InputError where two files differ by their suffix only.
+    """
+    out: dict[str, Path] = {}
+    if not any(p.is_file() and not p.name.startswith(".") for p in folder.rglob("*")):
+        return out
+    for path in io.find_images(folder):
+        name = relative_id(path, folder)
+        if name in out:
+            raise InputError(f"{out[name]} and {path} have the same name", "one image a name", "Rename one of them")
+        out[name] = path
+    return out
+
+
+def group_channels(images: Mapping[str, Path], labels: Iterable[str]) -> dict[str, tuple[Path, ...]]:
+    """Join ``case_0000``, ``case_0001`` ... to one image of several channels, where the names say so without doubt.
+
+    Without doubt: every name ends in ``_`` and four digits, no mask has such a name, and all cases have the same
+    channels 0000, 0001, ...
+    """
+    split = {name: CHANNEL.match(name) for name in images}
+    whole = {name.casefold() for name in labels}
+    if not images or not all(split.values()) or any(name.casefold() in whole for name in images):
+        return {name: (path,) for name, path in images.items()}
+    grouped: dict[str, dict[str, Path]] = {}
+    for name, found in split.items():
+        assert found is not None
+        grouped.setdefault(found[1], {})[found[2]] = images[name]
+    channels = {tuple(sorted(c)) for c in grouped.values()}
+    first = next(iter(channels))
+    if len(channels) > 1 or first != tuple(f"{i:04d}" for i in range(len(first))):
+        return {name: (path,) for name, path in images.items()}
+    return {name: tuple(c[k] for k in first) for name, c in grouped.items()}
+
+
+def patterns(root: Path, images: str, labels: str | None) -> Found:
+    """Files named by the glob ``images``, masks by the template ``labels`` with ``{stem}``, ``{name}``, ``{parent}``
+    (folder relative to ``root``) and ``{below}`` (folder below the fixed part of the glob).  A template that still
+    holds ``*`` may find several files: one per annotator."""
+    parts = Path(images).parts
+    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    base = root.joinpath(*parts[:fixed])
+    files = sorted(Path(p) for p in glob.glob(images, root_dir=root, recursive=True))
+    files = [root / p for p in files if (root / p).is_file() and not p.name.startswith(".")]
+    if not files:
+        raise InputError(f"no file matches {images!r} in {root}", "a glob such as images/**/*.png")
+    masks: dict[Path, tuple[Path, ...]] = {}
+    for path in files if labels else ():
+        folders = {"parent": path.parent.relative_to(root), "below": path.parent.relative_to(base)}
+        fields = {k: v.as_posix() for k, v in folders.items()} | {"stem": io.stem(path), "name": path.name}
+        try:
+            wanted = str(labels).format(**{k: glob.escape(v) for k, v in fields.items()})
+        except (KeyError, IndexError, ValueError) as error:
+            raise InputError(
+                f"the label template {labels!r} is not understood ({error})", "{stem}, {name}, {parent} and {below}"
+            ) from error
+        masks[path] = tuple(root / p for p in sorted(glob.glob(os.path.normpath(wanted), root_dir=root)))
+    drawn = {p for found in masks.values() for p in found if p not in masks or masks[p] != (p,)}
+    pairs = tuple(Pair(relative_id(p, base), (p,), masks.get(p, ())) for p in files if p not in drawn)
+    if labels and not any(p.labels for p in pairs):
+        raise InputError(f"no image has a mask at {labels!r} in {root}", "a template such as masks/{stem}.png")
+    return Found("patterns", pairs)
+
+
+def csv_file(path: Path) -> Found:
+    """A table with the columns image, label and optionally patient, split, rater; paths relative to the file's folder.
+
+    Rows with the same image are its annotators.  Raises InputError with the line of what is wrong.
+    """
+    text = path.read_text(encoding="utf-8-sig")
+    head = text.partition("\n")[0]
+    delimiter = max(",;\t", key=head.count)
+    rows = list(csv.DictReader(text.splitlines(), delimiter=delimiter))
+    columns = [c.strip().lower() for c in head.strip().split(delimiter)]
+    if "image" not in columns:
+        raise InputError(f"{path} has the columns {', '.join(columns)}", "image,label[,patient,split,rater]")
+    images: dict[str, Path] = {}
+    masks: dict[str, list[tuple[str, Path]]] = {}
+    patients: dict[str, str] = {}
+    parts: dict[str, str] = {}
+    for line, raw in enumerate(rows, 2):
+        row = {str(k).strip().lower(): v.strip() for k, v in raw.items() if isinstance(v, str)}
+        files = {key: path.parent / row[key] for key in ("image", "label") if row.get(key)}
+        for file in files.values():
+            if not file.exists():
+                raise InputError(f"line {line} of {path} names {file}, which does not exist", "a path from its folder")
+        if "image" not in files:
+            raise InputError(f"line {line} of {path} names no image", "a path in the column image")
+        name = relative_id(files["image"], path.parent)
+        if images.setdefault(name, files["image"]) != files["image"]:
+            raise InputError(f"{images[name]} and {files['image']} have the same name", "one image a name")
+        if "label" in files:
+            masks.setdefault(name, []).append((row.get("rater", ""), files["label"]))
+        for key, kept in (("patient", patients), ("split", parts)):
+            if row.get(key) and kept.setdefault(name, row[key]) != row[key]:
+                raise InputError(f"line {line} of {path} gives {name} another {key} than before", f"one {key} an image")
+    unknown = {part for part in parts.values() if part_of(part) is None}
+    if unknown:
+        raise InputError(f"{path} has the splits {', '.join(sorted(unknown))}", "train, val or test")
+    if not images:
+        raise InputError(f"{path} has no rows", "one row an image")
+    pairs = []
+    for name, image in images.items():
+        drawn = tuple(p for _, p in sorted(masks.get(name, [])))
+        pairs.append(Pair(name, (image,), drawn, patients.get(name), part_of(parts.get(name, ""))))
+    return Found("CSV", tuple(pairs))
+
+
+def json_names(described: Mapping[str, Any]) -> tuple[dict[str, list[int]] | None, list[str]]:
+    """Object names and values of a ``dataset.json``: ``{"1": name}`` (v1, MSD), ``{name: 1}`` or ``{name: [1, 2]}``."""
+    labels = described.get("labels")
+    if not isinstance(labels, Mapping) or not labels:
+        return None, []
+    if all(str(k).isdigit() for k in labels):
+        values = {str(name): [int(key)] for key, name in labels.items()}
+    else:
+        values = {str(n): [int(i) for i in v] if isinstance(v, list) else [int(v)] for n, v in labels.items()}
+    notes = ["dataset.json has an ignore label: its pixels count as background"] if "ignore" in values else []
+    kept = {n: [i for i in v if i] for n, v in values.items() if n.lower() not in ("background", "ignore")}
+    return {n: v for n, v in kept.items() if v} or None, notes
+
+
+def read_dataset_json(root: Path) -> dict[str, Any]:
+    """The ``dataset.json`` of ``root``; empty where there is none."""
+    path = root / "dataset.json"
+    if not path.is_file():
+        return {}
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(described, dict):
+        raise InputError(f"{path} holds {type(described).__name__}", "an object with labels and training")
+    return described
+
+
+def listed_pairs(root: Path, described: Mapping[str, Any]) -> list[Pair] | None:
+    """Pairs that ``dataset.json`` lists itself: ``dataset`` of nnU-Net, else ``training`` of MSD; ``None`` where it
+    lists none or the files bear nnU-Net's channel numbers and are to be looked up."""
+    if isinstance(described.get("dataset"), Mapping):
+        entries = [(str(k), v["images"], v.get("label")) for k, v in described["dataset"].items()]
+    else:
+        training = [e for e in described.get("training") or () if isinstance(e, Mapping)]
+        entries = [(io.stem(Path(e["image"])), [e["image"]], e.get("label")) for e in training]
+    pairs = []
+    for name, images, label in entries:
+        files = [root / p for p in images]
+        if not all(p.exists() for p in files):
+            return None
+        pairs.append(Pair(name, tuple(files), (root / label,) if label else ()))
+    return pairs or None
+
+
+def decathlon(root: Path) -> Found | None:
+    """nnU-Net raw and Medical Segmentation Decathlon: imagesTr, labelsTr, imagesTs, labelsTs, ``dataset.json``."""
+    folders = {p.name.lower(): p for p in root.iterdir() if p.is_dir()}
+    described = read_dataset_json(root)
+    parts_found = [s for s in ("tr", "va", "val", "ts") if f"images{s}" in folders]
+    listed = listed_pairs(root, described)
+    if not parts_found and not listed:
+        return None
+    names, notes = json_names(described)
+    pairs: list[Pair] = []
+    orphans: list[Path] = []
+    channels = False
+    for suffix in parts_found:
+        images = listing(folders[f"images{suffix}"])
+        labels = listing(folders[f"labels{suffix}"]) if f"labels{suffix}" in folders else {}
+        if suffix == "tr" and listed:
+            pairs += listed
+            continue
+        grouped = group_channels(images, labels)
+        channels |= set(grouped) != set(images)
+        matched, unused = match({name: files[0] for name, files in grouped.items()}, labels)
+        part = None if suffix == "tr" else PARTS[suffix]
+        pairs += [Pair(n, files, (matched[n],) if n in matched else (), None, part) for n, files in grouped.items()]
+        orphans += unused
+    pairs = pairs if "tr" in parts_found or not listed else [*listed, *pairs]
+    layout = "nnU-Net raw" if channels or "file_ending" in described else "Medical Segmentation Decathlon"
+    return Found(layout, tuple(pairs), names, tuple(orphans), tuple(notes))
+
+
+def _annotator(folder: str) -> str | None:
+    """``""`` for ``labels``, ``"b"`` for ``labels_b``, ``None`` for a folder that holds no masks."""
+    name = folder.lower()
+    if name in LABEL_FOLDERS:
+        return ""
+    head, _, tail = name.rpartition("_")
+    return tail if head in LABEL_FOLDERS and part_of(tail) is None else None
+
+
+def image_folders(root: Path) -> list[tuple[Path, list[Path]]]:
+    """Every image folder below ``root`` with the mask folders beside it, one an annotator, in order of their names."""
+    found = []
+    for here, below, _ in os.walk(root):
+        folder = Path(here)
+        below[:] = sorted(b for b in below if not b.startswith("."))
+        lower = {b.lower(): b for b in below}
+        images = next((lower[name] for name in IMAGE_FOLDERS if name in lower), None)
+        masks = [b for b in below if _annotator(b) is not None]
+        if images is not None:
+            found.append((folder / images, [folder / m for m in masks]))
+        if len(folder.relative_to(root).parts) >= DEPTH:
+            below[:] = []
+        below[:] = [b for b in below if b != images and b not in masks]
+    return found
+
+
+def folders(root: Path) -> Found | None:
+    """``images/`` beside ``labels/`` (or ``masks/`` ..., ``labels_a/ labels_b/`` of several annotators), at the top, in
+    ``train/ val/ test/``, or in a folder per patient."""
+    found = image_folders(root)
+    if not found:
+        return None
+    pairs: list[Pair] = []
+    orphans: list[Path] = []
+    annotators: set[str] = set()
+    for images_folder, label_folders in found:
+        above = images_folder.parent.relative_to(root).as_posix()
+        prefix = "" if above == "." or len(found) == 1 else f"{above}/"
+        images = listing(images_folder)
+        drawn = [listing(f) for f in label_folders]
+        grouped = group_channels(images, [name for d in drawn for name in d]) if any(drawn) else None
+        files = grouped or {name: (path,) for name, path in images.items()}
+        matches = []
+        for labels in drawn:
+            matched, unused = match({name: f[0] for name, f in files.items()}, labels)
+            matches.append(matched)
+            orphans += unused
+        annotators |= {f.name for f in label_folders} if len(label_folders) > 1 else set()
+        for name, channels in files.items():
+            id = prefix + name
+            part = part_of(id.partition("/")[0]) if "/" in id else None
+            pairs.append(Pair(id, channels, tuple(m[name] for m in matches if name in m), None, part))
+    notes = (
+        (f"{len(annotators)} annotators: {', '.join(sorted(annotators))}; the first is learned",) if annotators else ()
+    )
+    return Found("image and label folders", tuple(pairs), None, tuple(orphans), notes)
+
+
+def one_folder(root: Path) -> Found | None:
+    """Images and their masks in one folder (``x.png``, ``x_mask.png``), or images alone."""
+    files = listing(root)
+    if not files:
+        return None
+    labels = {n: p for n, p in files.items() if LABEL_SUFFIX.search(n.casefold())}
+    images = {n: p for n, p in files.items() if n not in labels}
+    matched, unused = match(images, labels)
+    if not matched:
+        return Found("images only", tuple(Pair(n, c) for n, c in group_channels(files, ()).items()))
+    pairs = tuple(Pair(n, (p,), (matched[n],) if n in matched else ()) for n, p in images.items())
+    return Found("images and masks in one folder", pairs, orphans=tuple(unused))
+
+
+FOLDER_LAYOUTS: Sequence[Callable[[Path], Found | None]] = (decathlon, folders, one_folder)
+
+
+def recognise(root: Path, images: str | None = None, labels: str | None = None) -> Found:
+    """What lies at ``root``, by patterns where given.
+
+    Raises InputError where nothing is there or nothing is understood, with the layouts that are.
+    """
+    if not root.exists():
+        raise InputError(f"there is nothing at {root}", "a folder, a CSV file or an image", "Check data.path")
+    if images is None and labels is not None:
+        raise InputError("data.labels is given without data.images", "both", "Give the images as a glob too")
+    if images is not None:
+        return patterns(root, images, labels)
+    if root.is_file():
+        if root.suffix.lower() in (".csv", ".tsv"):
+            return csv_file(root)
+        return Found("one image", (Pair(io.stem(root), (root,)),))
+    for layout in FOLDER_LAYOUTS:
+        found = layout(root)
+        if found is not None and found.pairs:
+            return found
+    raise InputError(f"no images found in {root}", KNOWN, "Give data.images and data.labels for another layout")

@@ -1,0 +1,169 @@
+"""Who is trained on, who chooses the checkpoint, who is held out; patients never straddle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samsans.config import SplitConfig
+from samsans.data.cases import Dataset
+from samsans.errors import InputError
+from samsans.io import atomic
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids of each part, in order of the data set."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``{"train": [ids], "val": [ids], "test": [ids]}``."""
+        return atomic.write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: str | Path, fold: int = 0) -> Split:
+        """Read what ``save`` wrote, or fold ``fold`` of nnU-Net's ``splits_final.json`` (a list of folds).
+
+        Raises InputError where the file is something else or has no such fold.
+        """
+        try:
+            value: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise InputError(f"no split at {path}", "splits_final.json or split.json") from error
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is not valid JSON: {error}") from error
+        if isinstance(value, list):
+            if not 0 <= fold < len(value):
+                raise InputError(f"{path} has {len(value)} folds, fold {fold} was asked for", f"0..{len(value) - 1}")
+            value = value[fold]
+        if not isinstance(value, Mapping) or not isinstance(value.get("train"), list):
+            raise InputError(f"{path} holds no split", '{"train": [ids], "val": [ids]}, or a list of such folds')
+        return cls(*(tuple(str(id) for id in value.get(part, ())) for part in PARTS))
+
+
+def make_split(dataset: Dataset, config: SplitConfig, seed: int = 0) -> Split:
+    """Divide the cases by patient.
+
+    A split file wins over parts that the data set declares (folders, imagesTs, a CSV column), and these over shares.
+    ``test_patients`` are always held out.  Shares are of the patients not yet placed and at least one patient each.
+    Unlabelled cases are never learned from: they are in ``test`` where declared so, else in no part.  ``shots`` keeps
+    at most one training image a patient.
+
+    Raises InputError where a patient would straddle parts, an id or patient is unknown, or nobody is left to train on.
+    """
+    rng = np.random.default_rng([seed, 0x5017])
+    patients = {c.id: c.patient for c in dataset.cases}
+    if config.file is not None:
+        parts = _from_file(dataset, config)
+    else:
+        parts = {id: part for id, part in dataset.parts.items() if part != "train"}
+        _require_apart(parts | {id: "train" for id, p in dataset.parts.items() if p == "train"}, patients)
+        declared = {patients[id]: part for id, part in parts.items()}
+        placed = declared | dict.fromkeys(_known(config.test_patients, patients), "test")
+        _require_apart(dict(parts) | {i: placed[p] for i, p in patients.items() if p in placed}, patients)
+        fixed = {patients[id] for id, part in dataset.parts.items() if part == "train" and "val" in declared.values()}
+        free = sorted({c.patient for c in dataset.labelled} - set(placed))
+        drawn = [free[i] for i in rng.permutation(len(free)) if free[i] not in fixed]
+        total = len(free)
+        for part, share in (("test", config.test), ("val", config.val)):
+            wanted = 0 if part in placed.values() else _count(part, share, total)
+            placed |= dict.fromkeys(drawn[:wanted], part)
+            drawn = drawn[wanted:]
+        parts = {id: placed.get(patient, "train") for id, patient in patients.items()}
+    labelled = {c.id for c in dataset.labelled}
+    declared_test = {id for id, part in dataset.parts.items() if part == "test"}
+    usable = [c.id for c in dataset.cases if c.id in parts and (c.id in labelled or c.id in declared_test)]
+    by_part = {part: [id for id in usable if parts[id] == part] for part in PARTS}
+    train = [id for id in by_part["train"] if id in labelled]
+    if not train:
+        held = f"{len(by_part['val'])} for validation, {len(by_part['test'])} for test"
+        raise InputError(
+            f"nothing is left to train on: {len(labelled)} of {len(dataset.cases)} cases have a mask ({held})",
+            "at least one labelled training patient",
+            "Lower split.val and split.test, or add masks",
+        )
+    if config.shots is not None:
+        train = _few(train, patients, config.shots, rng)
+    return Split(tuple(train), tuple(by_part["val"]), tuple(by_part["test"]))
+
+
+def _from_file(dataset: Dataset, config: SplitConfig) -> dict[str, str]:
+    """Part of every id in ``config.file``; declared test cases stay test where the file does not place them."""
+    assert config.file is not None
+    split = Split.load(config.file, config.fold)
+    patients = {c.id: c.patient for c in dataset.cases}
+    parts: dict[str, str] = {}
+    for part in PARTS:
+        for id in getattr(split, part):
+            if id not in patients:
+                raise InputError(
+                    f"{config.file} names {id!r}, which is not in {dataset.root}",
+                    f"ids such as {', '.join(sorted(patients)[:3])}",
+                    "Use the split of this data set",
+                )
+            if parts.setdefault(id, part) != part:
+                raise InputError(f"{config.file} puts {id!r} in {parts[id]} and {part}", "every case once")
+    listed = set(parts)
+    parts |= {id: "test" for id, part in dataset.parts.items() if part == "test" and id not in listed}
+    held = set(_known(config.test_patients, patients))
+    parts |= {id: "test" for id, patient in patients.items() if patient in held}
+    _require_apart(parts, patients)
+    return parts
+
+
+def _known(names: Iterable[str], patients: Mapping[str, str]) -> list[str]:
+    known = set(patients.values())
+    unknown = [str(n) for n in names if str(n) not in known]
+    if unknown:
+        raise InputError(
+            f"split.test_patients names {', '.join(unknown)}, not among the {len(known)} patients",
+            f"patients such as {', '.join(sorted(known)[:3])}",
+        )
+    return [str(n) for n in names]
+
+
+def _require_apart(parts: Mapping[str, str], patients: Mapping[str, str]) -> None:
+    """InputError where the cases of one patient are in different parts."""
+    seen: dict[str, str] = {}
+    for id, part in parts.items():
+        if seen.setdefault(patients[id], part) != part:
+            raise InputError(
+                f"patient {patients[id]!r} is both in {seen[patients[id]]} and in {part}",
+                "all images of a patient in one part",
+                "Mend the split, or name the patients with data.patient",
+            )
+
+
+def _count(part: str, share: float, total: int) -> int:
+    """Patients of a ``share`` of ``total``: rounded, at least one where a share is asked for."""
+    if not 0 <= share < 1:
+        raise InputError(f"split.{part} is {share}", "a share of the patients, 0 <= share < 1")
+    return max(1, round(share * total)) if share else 0
+
+
+def _few(train: Sequence[str], patients: Mapping[str, str], shots: int, rng: np.random.Generator) -> list[str]:
+    """``shots`` of the training ids, each of another patient."""
+    by_patient: dict[str, list[str]] = {}
+    for id in train:
+        by_patient.setdefault(patients[id], []).append(id)
+    if not 1 <= shots <= len(by_patient):
+        raise InputError(
+            f"split.shots asks for {shots} images of different patients, {len(by_patient)} training patients are there",
+            f"1 to {len(by_patient)} shots",
+            "Lower split.shots or hold out fewer patients",
+        )
+    names = sorted(by_patient)
+    chosen = {
+        by_patient[names[i]][rng.integers(len(by_patient[names[i]]))] for i in rng.permutation(len(names))[:shots]
+    }
+    return [id for id in train if id in chosen]
