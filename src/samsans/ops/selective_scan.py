@@ -11,6 +11,10 @@ never its inverse, so nothing overflows where ``A < 0``.
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
+import logging
 import math
 from typing import Any
 
@@ -21,6 +25,8 @@ from torch.autograd.function import once_differentiable
 
 from samsans.errors import InputError
 from samsans.ops import scan_cpu
+
+logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "cpp", "triton", "chunked", "sequential")
 _ONE_CHUNK, _MAX_CHUNK = 128, 32  # up to so many tokens stay one chunk; longer sequences are cut into such chunks
@@ -61,11 +67,25 @@ def _choose(backend: str, x: Tensor) -> Any:
     """The function ``(x, dt, A, B, C, D, reverse) -> y`` that runs ``backend`` on tensors like ``x``."""
     if backend == "auto":
         backend = "chunked"
-        if x.dtype == torch.float32 and x.device.type == "cpu" and scan_cpu.available():
+        if x.dtype == torch.float32 and x.device.type == "cuda" and _has_triton():
+            backend = "triton"
+        elif x.dtype == torch.float32 and x.device.type == "cpu" and scan_cpu.available():
             backend = "cpp"
     if backend == "cpp":
         return scan_cpu.scan
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            raise InputError("no triton", "the package triton", "Install it, or use backend='auto'")
+        return importlib.import_module("samsans.ops.scan_triton").scan
     return sequential_scan if backend == "sequential" else _Chunked.apply
+
+
+@functools.cache
+def _has_triton() -> bool:
+    found = importlib.util.find_spec("triton") is not None
+    if not found:
+        logger.warning("The selective scan runs in its plain torch form, much slower, because triton is not installed.")
+    return found
 
 
 def _check(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, backend: str) -> None:

@@ -106,7 +106,7 @@ class VisionMamba(nn.Module):
         if self.cls_token is not None:
             cls = self.cls_token.expand(len(tokens), -1, -1)
             tokens = torch.cat([tokens[:, :middle], cls, tokens[:, middle:]], 1)
-        tokens = self.encode(tokens.float() + self.positions)
+        tokens = self.encode(tokens.to(self.positions.dtype) + self.positions)
         if self.cls_token is not None:
             tokens = torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], 1)
         return tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid))
@@ -183,8 +183,8 @@ class _Direction(nn.Module):
         """``(B, L, inner)`` to ``(B, L, inner)``."""
         x = F.silu(self.convolve(u))
         low, b, c = self.x_proj(x).split(self.sizes, -1)
-        dt = F.softplus(self.dt_proj(low).float())
-        A = -torch.exp(self.A_log.float())
+        dt = F.softplus(self.dt_proj(low).to(self.D.dtype))  # float32 under autocast
+        A = -torch.exp(self.A_log)
         return selective_scan(x, dt, A, b, c, self.D, reverse=self.reverse, backend=self.scan)
 
     def convolve(self, u: Tensor) -> Tensor:
