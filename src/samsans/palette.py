@@ -6,8 +6,8 @@ from __future__ import annotations
 # images (after Okabe and Ito, 2008, brightened); the rest fill the gaps between them in hue and lightness.
 PALETTE: tuple[tuple[int, int, int], ...] = (
     (0, 0, 0),
+    (46, 196, 255),  # sky, first because it stands out on grey, on blood and on fundus alike
     (255, 159, 28),  # orange
-    (46, 196, 255),  # sky
     (0, 200, 140),  # emerald
     (255, 84, 112),  # coral
     (250, 226, 60),  # yellow

@@ -51,8 +51,8 @@ def to_rgb(image: np.ndarray, focus: np.ndarray | None = None) -> np.ndarray:
 
     image: ``(H, W, C)`` of any number type.  Three or four uint8 channels are taken as RGB(A), one uint8 channel as
     grey; anything else is its first channel, stretched from its 1st to its 99th percentile.
-    focus: ``(H, W)`` bool; the stretch then looks at the box around it, enlarged by half its size on each side, which
-    for a CT organ is close to a soft tissue window.
+    focus: ``(H, W)`` bool; the stretch then looks at the box around it, enlarged by a quarter of its size on each
+        side, which for a CT organ is close to a soft tissue window.
     """
     if image.dtype == np.uint8 and image.shape[2] in (3, 4):
         return np.ascontiguousarray(image[..., :3])
@@ -105,6 +105,6 @@ def _around(grey: np.ndarray, focus: np.ndarray | None) -> np.ndarray:
     rows, columns = np.flatnonzero(focus.any(axis=1)), np.flatnonzero(focus.any(axis=0))
     box = []
     for hit, length in ((rows, grey.shape[0]), (columns, grey.shape[1])):
-        margin = max(8, (int(hit[-1]) + 1 - int(hit[0])) // 2)
+        margin = max(8, (int(hit[-1]) + 1 - int(hit[0])) // 4)
         box.append(slice(max(0, int(hit[0]) - margin), min(length, int(hit[-1]) + 1 + margin)))
     return grey[box[0], box[1]]

@@ -69,7 +69,13 @@ def box_plot(summary: Summary, metric: str, title: str, chips: Mapping[str, str]
         name: np.array([row[metric] for row in summary.cases if row["class"] == name and row[metric] is not None])
         for name in chips
     }
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": metric, "font.size": 10, "text.color": INK}
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": metric,
+        "font.size": 10,
+        "text.parse_math": False,
+        "text.color": INK,
+    }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(5.2, 0.9 + 0.42 * len(values)), layout="constrained")
         axes = figure.add_subplot()

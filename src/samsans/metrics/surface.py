@@ -94,8 +94,8 @@ def hausdorff(distances: Distances, percentile: float = 95.0, pooling: Pooling =
 def average_symmetric_distance(distances: Distances) -> float:
     """Average symmetric surface distance: the mean over the surface voxels of both masks together.
 
-    This is MONAI's symmetric average.  MedPy's ``assd`` is the mean of the two directed means instead, which differs
-    where one surface has many more voxels than the other.
+    This is MONAI's symmetric average and the ``assd`` of MedPy 0.5; some libraries take the mean of the two directed
+    means instead, which differs where one surface has many more voxels than the other.
     """
     return float(np.concatenate(distances).mean())
 
