@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig as PeftConfig
@@ -26,7 +26,11 @@ PARTS = ("q", "k", "v")
 
 
 class SplitQkv(nn.Module):
-    """A fused ``qkv`` layer as three; they share its memory.  ``(..., width)`` to ``(..., 3 width)``, the same values."""
+    """A fused ``qkv`` layer as three that share its memory: ``(..., width)`` to ``(..., 3 width)``, the same values."""
+
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
 
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
@@ -50,7 +54,7 @@ class SplitQkv(nn.Module):
 
     def fuse(self) -> nn.Linear:
         """One linear layer again; the parts must be plain linear layers."""
-        weight = torch.cat([self.get_submodule(part).weight for part in PARTS]).detach()
+        weight = torch.cat([self.q.weight, self.k.weight, self.v.weight]).detach()
         fused = nn.Linear(1, 1, bias=self.bias is not None, device="meta")
         fused.out_features, fused.in_features = weight.shape
         fused.weight = nn.Parameter(weight, self.q.weight.requires_grad)
@@ -85,8 +89,9 @@ def add_lora(sam: Sam, lora: LoraConfig, *, seed: int = 0) -> Sam:
     if lora.decoder:
         targets.append(rf"mask_decoder\.transformer\..*\.({'|'.join(lora.decoder)})_proj")
     if targets:
+        alpha: Any = lora.alpha  # peft declares an integer, and takes any number
         config = PeftConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, bias="none", target_modules="|".join(targets)
+            r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, bias="none", target_modules="|".join(targets)
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -119,7 +124,7 @@ def merge_lora(sam: Sam) -> Sam:
 
 
 def adapter_state(sam: Sam) -> dict[str, Tensor]:
-    """Copies of the adapters' tensors by name, ``....q.lora_A.weight (rank, in)``, ``....lora_B.weight (out, rank)``."""
+    """Copies of the adapters' tensors by name: ``...lora_A.weight (rank, in)`` and ``...lora_B.weight (out, rank)``."""
     return {_public(name): p.detach().clone() for name, p in sam.model.named_parameters() if "lora_" in name}
 
 

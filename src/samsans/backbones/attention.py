@@ -8,18 +8,23 @@ Three rewrites of the block of ``transformers`` (whose own, naive form stays ava
 * **Fused attention.**  SAM's relative-position term of query ``(r, c)`` and key ``(r', c')`` is
   ``q . Rh[r, r'] + q . Rw[c, c']``.  It folds exactly into longer queries and keys,
   ``q' = [q / sqrt(d), q Rh[r], q Rw[c]]`` and ``k' = [k, onehot(r'), onehot(c')]``, so that ``q' . k'`` is the whole
-  logit and no ``N x N`` tensor is ever stored.
+  logit and no ``N x N`` tensor is ever stored.  Where nothing is to be learnt, a CPU is faster with the term as an
+  additive bias, computed for 256 queries at a time (measured: 0.63 of the folded form's time at 4096 tokens).
 * **Output projection of real tokens only**, for the same reason.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+CHUNK = 256  # queries at a time in the additive form
 
 
-def encoder_block(layer: nn.Module, x: Tensor) -> Tensor:
+def encoder_block(layer: Any, x: Tensor) -> Tensor:
     """One block of SAM's image encoder, ``(B, g, g, width)`` to the same shape.
 
     ``layer`` is a ``SamVisionLayer`` of ``transformers``: its parameters are used, its ``forward`` is not.
@@ -28,14 +33,14 @@ def encoder_block(layer: nn.Module, x: Tensor) -> Tensor:
     return x + layer.mlp(layer.layer_norm2(x))
 
 
-def attention(attn: nn.Module, x: Tensor, window: int) -> Tensor:
+def attention(attn: Any, x: Tensor, window: int) -> Tensor:
     """Multi-head attention with decomposed relative positions (SAM, appendix A), in windows unless ``window`` is 0.
 
     attn: a ``SamVisionAttention``; its ``qkv`` may be any module that maps ``width`` to ``3 width`` channels per token
         and has a ``bias`` that is its output for a zero token (LoRA included).
     x: ``(B, H, W, width)``.  Returns the same shape.
     """
-    batch, height, width, channels = x.shape
+    _, height, width, channels = x.shape
     qkv = attn.qkv(x)
     if window:
         qkv = to_windows(qkv, attn.qkv.bias, window)
@@ -49,24 +54,45 @@ def attention(attn: nn.Module, x: Tensor, window: int) -> Tensor:
     return attn.proj(out)
 
 
-def fused_attention(attn: nn.Module, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Softmax attention over the tokens of ``grid`` (rows, columns), relative positions folded into queries and keys.
+def fused_attention(attn: Any, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Softmax attention over the tokens of ``grid`` (rows, columns) with relative positions, by fused kernels.
 
     query, key, value: ``(n, heads, tokens, d)``.  Returns ``(n, heads, tokens, d)``.
     """
     dropout = attn.dropout if attn.training else 0.0
     if not attn.use_rel_pos:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=attn.scale)
+    positions = relative_logits(query, attn.rel_pos_h, attn.rel_pos_w, grid)
+    if query.device.type == "cpu" and not positions[0].requires_grad:  # a bias with gradient has no fused kernel
+        return biased_attention(query, key, value, positions, attn.scale, dropout)
+    return folded_attention(query, key, value, positions, attn.scale, dropout)
+
+
+def folded_attention(
+    query: Tensor, key: Tensor, value: Tensor, positions: tuple[Tensor, Tensor], scale: float, dropout: float = 0.0
+) -> Tensor:
+    """Relative positions folded into longer queries and keys; ``positions`` as from ``relative_logits``."""
+    by_row, by_column = positions
+    grid = by_row.shape[-1], by_column.shape[-1]
     n, heads, tokens, d = query.shape
-    rows, columns = grid
-    extra = -(d + rows + columns) % 8  # fused GPU kernels want head widths in multiples of eight
-    by_row, by_column = relative_logits(query, attn.rel_pos_h, attn.rel_pos_w, grid)
+    extra = -(d + sum(grid)) % 8  # fused GPU kernels want head widths in multiples of eight
     zeros = query.new_zeros(1).expand(n, heads, tokens, extra)
-    query = torch.cat([query * attn.scale, by_row.to(query.dtype), by_column.to(query.dtype), zeros], -1)
+    query = torch.cat([query * scale, by_row.to(query.dtype), by_column.to(query.dtype), zeros], -1)
     where = key_positions(grid, extra, key.dtype, key.device)
     key = torch.cat([key, where.expand(n, heads, -1, -1)], -1)
-    value = F.pad(value, (0, rows + columns + extra))
+    value = F.pad(value, (0, sum(grid) + extra))
     return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=1.0)[..., :d]
+
+
+def biased_attention(
+    query: Tensor, key: Tensor, value: Tensor, positions: tuple[Tensor, Tensor], scale: float, dropout: float = 0.0
+) -> Tensor:
+    """Relative positions as an additive bias, ``CHUNK`` queries at a time; arguments of ``folded_attention``."""
+    chunks = []
+    for part, by_row, by_column in zip(query.split(CHUNK, 2), *(p.split(CHUNK, 2) for p in positions), strict=True):
+        bias = (by_row[..., :, None] + by_column[..., None, :]).flatten(-2)
+        chunks.append(F.scaled_dot_product_attention(part, key, value, attn_mask=bias, dropout_p=dropout, scale=scale))
+    return torch.cat(chunks, 2)
 
 
 def relative_logits(query: Tensor, table_h: Tensor, table_w: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -67,8 +67,8 @@ ORIGINAL_NAMES = (
 def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Sam:
     """The backbone that ``config`` names, ready to encode and decode, on the CPU in float32.
 
-    ``config.name``: a name of the zoo, a hub id ``org/name``, a folder or file of weights.  ``seed`` decides the weights
-    of those that start from random ones, and nothing else.  Its base weights are frozen unless ``config.train`` is
+    ``config.name``: a name of the zoo, a hub id ``org/name``, a folder or file of weights.  ``seed`` decides the
+    weights of those that start from random ones, and nothing else.  The base is frozen unless ``config.train`` is
     ``all``.  Raises ``InputError`` where the weights are not here and cannot be fetched, or do not fit.
     """
     entry = zoo.BACKBONES.get(config.name)
@@ -276,7 +276,7 @@ def count(shape: dict[str, tuple[int, ...]], pattern: str) -> int:
 
 
 def check_state(model: SamModel, state: dict[str, Tensor], path: Path) -> None:
-    """Raise ``InputError`` that lists, by part of the network, every tensor that is missing, unexpected or misshapen."""
+    """Raise ``InputError`` that lists, by part of the network, tensors that are missing, unexpected or misshapen."""
     own = {key: tuple(value.shape) for key, value in model.state_dict().items() if key != FOURIER_TWIN}
     misshapen = [
         f"{key} is {tuple(state[key].shape)} in the file and {own[key]} in the model"

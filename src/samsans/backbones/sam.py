@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ class Sam(nn.Module):
     checkpointing: recompute each encoder block in the backward pass instead of storing it.
     """
 
+    model: Any  # SamModel, whose submodules type checkers cannot see
     image_pe: Tensor
 
     def __init__(
@@ -51,8 +53,8 @@ class Sam(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        vision = model.config.vision_config
         self.model = model
+        vision = self.model.config.vision_config
         self.name, self.from_scratch, self.load_report = name, from_scratch, report
         self.attention, self.checkpointing = attention, checkpointing
         self.input_size, self.patch = int(vision.image_size), int(vision.patch_size)
@@ -60,7 +62,7 @@ class Sam(nn.Module):
         self.frozen = True
         self._base_hash: str | None = None
         with torch.no_grad():  # kept in float32 whatever the autocast: bf16 coordinates would blur the positions
-            self.register_buffer("image_pe", model.get_image_wide_positional_embeddings(), persistent=False)
+            self.register_buffer("image_pe", self.model.get_image_wide_positional_embeddings(), persistent=False)
         self.freeze()
 
     def freeze(self, frozen: bool = True) -> None:
@@ -91,7 +93,7 @@ class Sam(nn.Module):
             digest = hashlib.sha256()
             for name, tensor in sorted(base_state(self).items()):
                 digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
             self._base_hash = digest.hexdigest()
         return self._base_hash
 
@@ -121,7 +123,7 @@ class Sam(nn.Module):
                 kept.append(x)
         return Embedding(vision.neck(x).to(images.dtype), blocks=tuple(kept))
 
-    def _block(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def _block(self, layer: Any, x: Tensor) -> Tensor:
         return encoder_block(layer, x) if self.attention == "fast" else layer(x)
 
     def decode(self, embedding: Embedding, prompt: Prompt, multimask: bool = False) -> Masks:
@@ -235,7 +237,7 @@ def build_network(arch: SamArchitecture, input_size: int, attention: str = "fast
         return SamModel(config)
 
 
-def tie_positions(model: SamModel) -> None:
+def tie_positions(model: Any) -> None:
     """Let images and points share one Fourier matrix, as SAM does."""
     shared = model.shared_image_embedding.positional_embedding
     model.prompt_encoder.shared_embedding.positional_embedding = shared
