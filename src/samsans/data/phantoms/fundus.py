@@ -49,15 +49,15 @@ def draw(recipe: Recipe) -> Phantom:
     veins, arteries, reflex = _vessels(rng, root, fovea, side, size)
     image = _background(recipe, y, x, side, disc, fovea)
     image = _paint_disc(recipe, image, rho_disc, rho_cup, side * (x - np.float32(disc[1])) / np.float32(disc_radius))
-    strength = np.float32(mix(0.92, 0.48))
+    strength = np.float32(mix(0.95, 0.36))
     for cover, dark in ((veins, (0.40, 0.60, 0.52)), (arteries, (0.24, 0.44, 0.40))):
         image *= 1 - strength * cover[..., None] * rgb(*dark)
     image += (strength * np.float32(0.10)) * reflex[..., None] * rgb(1.0, 0.75, 0.5)
     image = _lesions(recipe, image, y, x, disc, fovea)
 
     exposure = np.float32(1 + spread * rng.uniform(-0.10, 0.10))
-    grain = recipe.noise.standard_normal((size, size, 3), dtype=np.float32) * np.float32(mix(0.008, 0.05))
-    grain += recipe.noise.standard_normal((size, size, 1), dtype=np.float32) * np.float32(mix(0.006, 0.04))
+    grain = recipe.noise.standard_normal((size, size, 3), dtype=np.float32) * np.float32(mix(0.006, 0.07))
+    grain += recipe.noise.standard_normal((size, size, 1), dtype=np.float32) * np.float32(mix(0.004, 0.055))
     field = step(1 - np.hypot(y, x), 3.0 / size)[..., None]
     image = (image * exposure + grain * (0.3 + 0.7 * np.clip(image, 0, 1))) * field
 
@@ -79,7 +79,8 @@ def _background(
     choroid = np.abs(texture(rng, (size, size), 24))  # dark gaps between the deep vessels' ridges
     fine = texture(rng, (size, size), 90)
     far = np.clip(np.hypot(y, x), 0, 1.2)
-    shade = 1 + 0.05 * cloud + (0.05 * choroid - 0.04) * far + 0.016 * fine
+    mottle = 0.05 * cloud + (0.05 * choroid - 0.04) * far + 0.016 * fine
+    shade = 1 + np.float32(mix(0.8, 2.0)) * mottle
     light = (rng.normal(0, mix(0.08, 0.32)), rng.normal(0, mix(0.08, 0.32)))
     vignette = 1.10 - 0.42 * np.hypot(y - np.float32(light[0]), x - np.float32(light[1])) ** 2.2
     image = (shade * np.clip(vignette, 0.25, 1.15))[..., None] * colour
@@ -103,9 +104,9 @@ def _paint_disc(
     image = image + crescent[..., None] * (rgb(0.88, 0.56, 0.32) - image)
     rim = rgb(0.97, 0.66, 0.36) - rgb(0.03, 0.07, 0.05) * np.clip(nasal, -1, 1)[..., None]
     pallor = np.float32(rng.uniform(-0.04, 0.04))
-    alpha = step(1 - rho_disc, mix(0.14, 0.34))[..., None] * np.float32(mix(0.94, 0.52))
+    alpha = step(1 - rho_disc, mix(0.14, 0.34))[..., None] * np.float32(mix(0.95, 0.40))
     image = image + alpha * (rim + pallor - image)
-    alpha = step(1 - rho_cup, mix(0.22, 0.6))[..., None] * np.float32(mix(0.92, 0.50))
+    alpha = step(1 - rho_cup, mix(0.22, 0.6))[..., None] * np.float32(mix(0.95, 0.40))
     return image + alpha * (rgb(1.0, 0.90, 0.66) + pallor - image)
 
 
@@ -152,7 +153,7 @@ def _vessels(
     last = trunk[:, 1] + rng.normal(0, 0.12, 8) + np.where(vein, -0.12, 0.12) * np.sign(trunk[:, 0])
     thick = trunk[:, 3] * np.where(vein, 0.0225, 0.0165) * rng.uniform(0.9, 1.1, 8)
     start = np.array(root) * (1.0, -side) + rng.normal(0, 0.012, (8, 2))  # drawn with the temporal side on the right
-    path, heading, width = _grow(rng, start, first, last, trunk[:, 2], rng.uniform(1.25, 1.55, 8), thick, 0.55, steps)
+    path, heading, width = _grow(rng, start, first, last, trunk[:, 2], rng.uniform(1.25, 1.55, 8), thick, 0.74, steps)
     found = [(path, width, vein)]
     for children, bend in ((6, 0.32), (3, 0.18), (2, 0.10)):
         mothers = len(path)
@@ -177,7 +178,9 @@ def _vessels(
         points = points * (1.0, -side)
         gap = np.hypot(*((points - fovea) / (0.8, 1.0)).T)
         radii = radii * np.clip((gap - 0.13) / 0.14, 0, 1)  # the fovea has no vessels
-        keep = (radii * scale > 0.33) & (np.hypot(*points.T) < 1.02)  # thinner than the pixels can show
+        keep = (radii * scale > min(0.33, 0.011 * scale)) & (
+            np.hypot(*points.T) < 1.02
+        )  # thinner than the pixels can show
         pixels, radii = (points[keep] * FIELD + 1) * (size / 2), radii[keep] * scale
         cover.append(splat(pixels, np.maximum(radii + 0.2, 0.62), size))
     large = radii > 0.008 * scale

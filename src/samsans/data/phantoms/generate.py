@@ -20,7 +20,7 @@ FAMILIES: dict[str, str] = {
     "video": "samsans.data.phantoms.ultrasound:draw_video",
     "two_objects": "samsans.data.phantoms.two_objects:draw",
 }
-CASES_PER_PATIENT = {"fundus": 2}  # right and left eye; one everywhere else
+CASES_OF_A_PATIENT = {"fundus": "rl"}  # right and left eye, one letter a case; one case everywhere else
 SMALLEST = 32
 
 
@@ -28,13 +28,16 @@ def cases_per_patient(family: str) -> int:
     """How many cases in a row belong to one patient; InputError for an unknown family."""
     if family not in FAMILIES:
         raise InputError(f"Unknown phantom family {family!r}", f"one of {', '.join(FAMILIES)}")
-    return CASES_PER_PATIENT.get(family, 1)
+    return len(CASES_OF_A_PATIENT.get(family, " "))
 
 
 def make(
     family: str, n: int, *, size: int = 128, difficulty: float = 0.5, seed: int = 0, start: int = 0
 ) -> Iterator[Phantom]:
     """Cases ``start .. start + n - 1`` of ``family``, generated one by one.
+
+    Ids are ``FAMILY-0000``; where patients have several cases a letter follows (``fundus-0000r``, ``fundus-0000l``) and
+    the part before it is the patient.
 
     A case depends on ``(family, index, seed, size, difficulty)`` alone, not on ``n``.  Its anatomy is drawn from a
     stream of its own, so that the same index at another size or difficulty shows the same patient.
@@ -60,7 +63,8 @@ def _cases(family: str, n: int, size: int, difficulty: float, seed: int, start: 
     draw = getattr(import_module(module), function)
     key = zlib.crc32(family.encode())
     for index in range(start, start + n):
-        patient = index // cases_per_patient(family)
+        patient, which = divmod(index, cases_per_patient(family))
+        name = f"{family}-{patient:04d}"
         # the last number names the stream: 0 patient, 1 shape, 2 noise
         shared, shape, noise = (
             np.random.default_rng(np.random.SeedSequence([seed, key, number, stream]))
@@ -68,7 +72,13 @@ def _cases(family: str, n: int, size: int, difficulty: float, seed: int, start: 
         )
         yield draw(
             Recipe(
-                id=f"{family}-{index:04d}", patient=f"{family}-p{patient:04d}", size=size, difficulty=difficulty,
-                index=index, shared=shared, shape=shape, noise=noise,
+                id=(name + CASES_OF_A_PATIENT.get(family, " ")[which]).strip(),
+                patient=name,
+                size=size,
+                difficulty=difficulty,
+                index=index,
+                shared=shared,
+                shape=shape,
+                noise=noise,
             )
-        )  # fmt: skip
+        )

@@ -29,10 +29,11 @@ def draw(recipe: Recipe) -> Phantom:
     wobble = harmonics(rng, 5, mix(0.12, 0.24))
     rho = radius(y, x, centre, (extent, extent * aspect), angle, wobble)
 
-    image = 0.17 + 0.022 * texture(rng, (size, size), 7) + 0.015 * texture(rng, (size, size), 26)
+    mottle = 0.022 * texture(rng, (size, size), 7) + 0.015 * texture(rng, (size, size), 26)
+    image = 0.17 + np.float32(mix(0.7, 1.9)) * mottle
     image = np.maximum(image, _vessels(rng, size, mix(0.45, 0.9)))
-    soft = step(1 - rho, mix(0.7, 1.3))  # ground-glass edge: there is no one outline
-    patchy = 1 + mix(0.10, 0.28) * texture(rng, (size, size), 11)
+    soft = step(1 - rho, mix(0.45, 1.3))  # ground-glass edge: there is no one outline
+    patchy = 1 + mix(0.05, 0.30) * texture(rng, (size, size), 11)
     image = image + soft * np.float32((0.22 + 0.5 * seen) * mix(1.0, 0.55)) * patchy
     side = rng.choice([-1.0, 1.0])
     lung = radius(y, x, (0.3 * rng.uniform(-1, 1), -0.9 * side), (2.0, rng.uniform(1.66, 1.78)))
