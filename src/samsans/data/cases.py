@@ -128,11 +128,13 @@ def require_same_grid(case: Case, image: Volume, labels: Volume) -> None:
         )
 
 
-def find_cases(config: DataConfig) -> Dataset:
+def find_cases(config: DataConfig, *, infer: bool = True) -> Dataset:
     """Recognise the layout of ``config.path``, pair images with masks, name patients and objects.
 
     Where neither ``config.classes`` nor a ``dataset.json`` names the objects, they are inferred from the values of at
-    most 64 evenly chosen label files.  Raises InputError where nothing usable is found.
+    most 64 evenly chosen cases; ``infer=False`` leaves them out then and decodes nothing.
+
+    Raises InputError where nothing usable is found, or a mask that was looked into is damaged.
     """
     if not config.path:
         raise InputError("no data set is given", "a folder, a CSV file or an image", "Set data.path")
@@ -151,6 +153,8 @@ def find_cases(config: DataConfig) -> Dataset:
     names = config.classes or found.names
     if names:
         classes, note = objects.named_classes(names), ""
+    elif not infer:
+        return dataset
     elif dataset.labelled:
         classes, note = objects.infer_classes(label_values(dataset))
     else:
@@ -160,9 +164,13 @@ def find_cases(config: DataConfig) -> Dataset:
 
 def label_values(dataset: Dataset, at_most: int = SCANNED) -> set[int]:
     """Values seen in the masks of ``at_most`` evenly chosen labelled cases."""
-    labelled = dataset.labelled
-    chosen = np.unique(np.linspace(0, len(labelled) - 1, min(at_most, len(labelled))).round().astype(int))
-    return {v for i in chosen for v in objects.distinct(dataset.read_labels(labelled[i]).array)}
+    cases = evenly(dataset.labelled, at_most)
+    return {v for case in cases for v in objects.value_counts(dataset.read_labels(case).array)}
+
+
+def evenly(cases: Sequence[Case], at_most: int = SCANNED) -> list[Case]:
+    """At most so many of the cases, evenly spread over their order."""
+    return [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, min(at_most, len(cases))).round().astype(int))]
 
 
 def _cases(found: layouts.Found, config: DataConfig) -> tuple[tuple[Case, ...], dict[str, str], list[str]]:

@@ -19,15 +19,17 @@ LOSSY_VALUES = (
 )
 
 
-def distinct(labels: np.ndarray) -> list[int]:
-    """The values that occur in an integer array, in order."""
+def value_counts(labels: np.ndarray) -> dict[int, int]:
+    """How often each value occurs in an integer array, in order of the values."""
     if labels.size == 0:
-        return []
+        return {}
     low, high = int(labels.min()), int(labels.max())
-    if high - low > 1 << 20:
-        return [int(v) for v in np.unique(labels)]
-    counts = np.bincount(labels.ravel().astype(np.int64) - low if low else labels.ravel().astype(np.intp))
-    return [int(v) + low for v in np.flatnonzero(counts)]
+    if high - low > labels.size:  # few values far apart
+        values, counts = np.unique(labels, return_counts=True)
+        return {int(v): int(n) for v, n in zip(values, counts, strict=True)}
+    flat = labels.ravel()
+    counts = np.bincount(flat if low == 0 and flat.dtype.itemsize < 8 else flat.astype(np.int64) - low)
+    return {int(v) + low: int(counts[v]) for v in np.flatnonzero(counts)}
 
 
 def named_classes(values: Mapping[str, Iterable[int]]) -> tuple[ClassInfo, ...]:
@@ -58,14 +60,11 @@ def infer_classes(found: Iterable[int]) -> tuple[tuple[ClassInfo, ...], str]:
         text = f"masks hold {len(values)} grey levels (JPEG or soft edges): 128 and more is one object, foreground"
         return (ClassInfo("foreground", 1, tuple(range(128, 256))),), text
     if len(values) == 1:
-        return (
-            ClassInfo("foreground", 1, (values[0],)),
-        ), f"one object, foreground, inferred from mask value {values[0]}"
+        text = f"one object, foreground, inferred from mask value {values[0]}"
+        return (ClassInfo("foreground", 1, (values[0],)),), text
     classes = tuple(ClassInfo(f"class_{label}", label, (value,)) for label, value in enumerate(values, 1))
-    return (
-        classes,
-        f"{len(values)} objects inferred from mask values {', '.join(map(str, values))}; name them with data.classes",
-    )
+    listed = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
+    return classes, f"{len(values)} objects inferred from mask values {listed}; name them with data.classes"
 
 
 def class_masks(labels: np.ndarray, classes: Sequence[ClassInfo]) -> np.ndarray:

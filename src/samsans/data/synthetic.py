@@ -152,16 +152,13 @@ def _sigma(grey: Tensor, rng: np.random.Generator, low: float, high: float) -> f
 
 
 def _blur(field: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of ``(B, s, s)``, edges repeated; blurs of more than 3 pixels on a grid coarser by that much."""
+    """Gaussian blur of ``(B, s, s)``, edges repeated; wide blurs are computed on a coarser grid."""
     side = field.shape[-1]
     step = int(min(max(sigma / 1.5, 1), side // 8 or 1))
     coarse = F.avg_pool2d(field[:, None], step) if step > 1 else field[:, None]
-    sigma = sigma / step
-    radius = max(1, math.ceil(3 * sigma))
-    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma).square())
-    taps = (taps / taps.sum()).to(field.dtype)
-    coarse = F.conv2d(F.pad(coarse, (0, 0, radius, radius), mode="replicate"), taps.view(1, 1, -1, 1))
-    coarse = F.conv2d(F.pad(coarse, (radius, radius, 0, 0), mode="replicate"), taps.view(1, 1, 1, -1))
+    width = sigma / step
+    smooth = ndimage.gaussian_filter(coarse.numpy(), (0, 0, width, width), mode="nearest", truncate=3)
+    coarse = torch.from_numpy(smooth)
     if step > 1:
         coarse = F.interpolate(coarse, (side, side), mode="bilinear", align_corners=False)
     return coarse[:, 0]
