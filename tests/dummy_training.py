@@ -6,9 +6,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +16,9 @@ from samsans import config as configuration
 from samsans.config import RunConfig
 from samsans.ops.losses import dice_loss
 from samsans.training.data import TrainingData
+from samsans.training.display import Display
+from samsans.training.log import read
+from samsans.training.run import check_folder, first_process, fit
 from samsans.types import Batch, Needs, ParamGroup, Stage
 
 SIDE = 16
@@ -27,10 +30,13 @@ class DummySlices:
 
     def __init__(self, count: int, first: int = 0, delay: float = 0.0) -> None:
         self.count, self.first, self.delay = count, first, delay
-        self.steps_per_epoch = count
 
     def __len__(self) -> int:
         return self.count
+
+    @property
+    def present(self) -> np.ndarray:
+        return np.ones((self.count, 2), bool)
 
     def batch(self, indices: Sequence[int], rank: int = 0, world: int = 1) -> Batch:
         time.sleep(self.delay)
@@ -51,6 +57,8 @@ class DummySlices:
 
 class DummySource(DummySlices):
     """Four images a step, drawn from (step, rank)."""
+
+    steps_per_epoch = 3
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:  # type: ignore[override]
         random = torch.Generator().manual_seed(step * 1000 + rank)
@@ -105,7 +113,15 @@ class DummyMethod(nn.Module):
 
 def make_config(**train: Any) -> RunConfig:
     """A run of 20 steps on the CPU; keyword arguments are options of ``train``."""
-    options = {"steps": 20, "lr": 0.05, "warmup": 5, "save_every": 5, "pictures_every": 0, "accelerator": "cpu"}
+    options = {
+        "steps": 20,
+        "lr": 0.05,
+        "warmup": 5,
+        "schedule": "constant",
+        "save_every": 5,
+        "pictures_every": 0,
+        "accelerator": "cpu",
+    }
     return configuration.from_dict({"train": options | train, "backbone": {"name": "tiny"}}, method="proxy_prompt")
 
 
@@ -114,19 +130,23 @@ def make_data(val: int = 4, delay: float = 0.0) -> TrainingData:
     return TrainingData(DummySource(12, delay=delay), DummySlices(12), DummySlices(val, first=100), OBJECTS)
 
 
-def main(run: str, *options: str) -> None:
-    """Train in this process: options are ``train`` keys as key=value, ``stages=``, ``delay=`` and ``resume``."""
-    from samsans.training.run import fit
+def train(run: Path, resume: bool = False, method: DummyMethod | None = None, **options: Any) -> DummyMethod:
+    """Train the dummy method in this process; ``data`` replaces its data, other options are those of ``train``."""
+    data = options.pop("data", None) or make_data()
+    display = Display(options.pop("on_progress", None), silent=not first_process())
+    method, config = method or DummyMethod(), make_config(**options)
+    if first_process():
+        check_folder(config, run, resume)
+    with display:
+        fit(config, method, data, run, display, resume=resume)
+    return method
 
-    given = SimpleNamespace(stages=1, delay=0.0)
-    train: dict[str, Any] = {}
-    for option in options:
-        key, _, value = option.partition("=")
-        number = float(value) if "." in value else int(value) if value.isdigit() else value
-        (given.__dict__ if key in ("stages", "delay") else train)[key] = number
-    resume = train.pop("resume", None) is not None
-    fit(make_config(**train), DummyMethod(given.stages), make_data(delay=given.delay), Path(run), resume=resume)
+
+def log_rows(run: Path) -> list[dict[str, str]]:
+    """The rows of the log without the columns that tell the time."""
+    timed = ("seconds", "wait", "lr")
+    return [{k: v for k, v in row.items() if k not in timed} for row in read(run / "log.csv")]
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    train(Path(sys.argv[1]), method=DummyMethod(stages=2), accelerator="cpu", devices=2, strategy="ddp")

@@ -1,21 +1,36 @@
-"""From a data set to batches.  The sample order is a function of the step: a resumed run sees what it would have seen."""
+"""From a data set to batches.  The sample order is a function of the step, so a resumed run sees what it would have."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
-from samsans.types import Batch
+from samsans.config import RunConfig
+from samsans.data.cases import Dataset as Cases
+from samsans.data.classes import write_classes
+from samsans.data.episodes import BatchSource, EpisodeSource
+from samsans.data.slices import SliceDataset
+from samsans.data.splits import Split, make_split
+from samsans.data.transforms import Preprocess, inside, normalize
+from samsans.types import Batch, Needs
+
+FOREGROUND = 1 / 3  # least share of a plain batch that shows an object (our decision)
 
 
 class Source(Protocol):
     """Training batches without a state of their own."""
 
-    steps_per_epoch: int
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one process that pass once over the training slices."""
+        ...
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """The batch of a step for one of ``world`` processes; always the same one."""
@@ -24,6 +39,11 @@ class Source(Protocol):
 
 class Slices(Protocol):
     """Prepared slices with their masks."""
+
+    @property
+    def present(self) -> np.ndarray:
+        """``(len, N)`` bool: which slice shows which object."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -40,6 +60,62 @@ class TrainingData:
     train: Slices
     val: Slices
     objects: tuple[str, ...]
+
+
+class PreparedSlices:
+    """The slices of a ``SliceDataset`` as batches."""
+
+    def __init__(self, slices: SliceDataset) -> None:
+        self.slices = slices
+
+    @property
+    def present(self) -> np.ndarray:
+        """``(len, N)`` bool: which slice shows which object."""
+        return self.slices.present
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Those slices, normalised, with masks."""
+        items = [self.slices[i] for i in indices]
+        valid = torch.tensor([item.valid for item in items], dtype=torch.int64)
+        images = normalize(torch.stack([item.image for item in items]), valid)
+        masks = torch.stack([item.masks for item in items]) & inside(valid, images.shape[-1])[:, None]
+        return Batch(images, masks, tuple(item.id for item in items), self.slices.objects, None, valid)
+
+
+def choose_split(dataset: Cases, config: RunConfig, run: Path) -> Split:
+    """The split the run folder holds (of a run that is resumed), else the one the configuration asks for."""
+    written = run / "split.json"
+    return Split.load(written) if written.is_file() else make_split(dataset, config.split, config.seed)
+
+
+def read_data(dataset: Cases, split: Split, config: RunConfig, needs: Needs, input_size: int) -> TrainingData:
+    """Slices and batches of a split, for a network that sees ``input_size`` pixels a side."""
+    data, window, channels = config.data, config.data.window, config.data.channels
+    preprocess = Preprocess(
+        input_size,
+        config.backbone.resize,
+        None if window is None else (window[0], window[1]),
+        channels if isinstance(channels, str) else tuple(channels),
+    )
+    train, val = (
+        SliceDataset(dataset, ids, preprocess, slice_axis=data.slice_axis, cache_gb=data.cache_gb)
+        for ids in (split.train, split.val)
+    )
+    source: Source
+    if needs.supports:
+        source = EpisodeSource(train, config.episodes, config.augment, config.seed)
+    else:
+        source = BatchSource(train, config.train.batch_size, config.augment, config.seed, FOREGROUND)
+    return TrainingData(source, PreparedSlices(train), PreparedSlices(val), train.objects)
+
+
+def describe(run: Path, dataset: Cases, split: Split) -> None:
+    """Write ``split.json`` and ``classes.json``."""
+    split.save(run / "split.json")
+    write_classes(run / "classes.json", dataset.classes)
 
 
 class _Steps(Dataset[Batch]):

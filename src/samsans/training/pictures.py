@@ -13,7 +13,7 @@ from torch import Tensor
 from samsans.io.atomic import atomic_path
 from samsans.metrics.pictures import overlay
 from samsans.training.log import read
-from samsans.training.validation import dice
+from samsans.training.validation import dice, found
 from samsans.types import Batch
 
 
@@ -46,11 +46,11 @@ def draw_sample(batch: Batch, logits: Tensor, support: Batch | None, path: Path)
     """
     assert batch.masks is not None
     image, scores = to_picture(batch.images[0]), dice(logits, batch)[0]
-    mean = float(scores.nanmean())
+    mean, predicted = float(scores.nanmean()), to_labels(found(logits, batch)[0])
     panels: list[tuple[str, Any]] = [
         (batch.ids[0], image),
         ("truth", overlay(image, to_labels(batch.masks[0]))),
-        ("prediction" if np.isnan(mean) else f"prediction, Dice {mean:.3f}", overlay(image, to_labels(logits[0] > 0))),
+        ("prediction" if np.isnan(mean) else f"prediction, Dice {mean:.3f}", overlay(image, predicted)),
     ]
     if support is not None and support.masks is not None:
         shown = overlay(to_picture(support.images[0]), to_labels(support.masks[0]))

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from samsans import config as configuration
+from samsans import methods
 from samsans.config import RunConfig
 from samsans.errors import InputError
 from samsans.io.atomic import write_json, write_text
 from samsans.methods import weights
 from samsans.training import checkpoints
-from samsans.training.data import TrainingData, loader
+from samsans.training.data import TrainingData, choose_split, describe, loader, read_data
 from samsans.training.display import Display
 from samsans.training.errors import TrainingStopped
 from samsans.training.log import CsvLog, read
@@ -34,55 +35,83 @@ MAY_CHANGE = (
 )
 
 
-def fit(
+def train(
     config: RunConfig,
-    method: Any,
-    data: TrainingData,
-    run: Path,
+    out: str | Path,
     *,
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Path:
-    """Train a built method on given data; ``train`` is this with data and method made from ``config``.
+    """Train ``config.method`` on the data set ``config.data`` into the folder ``out``.
+
+    Afterwards the folder holds ``config.yaml``, ``split.json``, ``classes.json``, ``model/last.safetensors`` (and
+    ``best`` where slices were held out), ``resume.ckpt``, ``log.csv``, ``train.json``, ``pictures/`` and
+    ``tensorboard/``.
+
+    Args:
+        config: What to do.
+        out: The run folder: new, empty, or with ``resume`` one that was trained with the same configuration.
+        resume: Go on where an interrupted run was saved.  Its length may grow (``train.steps``, ``epochs``,
+            ``minutes``); with a cosine or poly schedule the learning rate then follows the new length.
+        on_progress: Called at every step and with every message, instead of a bar in the terminal.
+
+    Returns:
+        The run folder.
 
     Raises:
-        InputError: the folder is in use, or belongs to another configuration.
-        TrainingError: the loss is no longer a number.
+        InputError: the data cannot be used, or the folder is in use or belongs to another configuration.
+        TrainingError: the loss is no longer a number; the last checkpoint is kept.
         TrainingStopped: Ctrl-C or SIGTERM; everything is saved.
     """
-    with quiet_lightning():
-        from lightning.pytorch.utilities import rank_zero_only
+    from samsans.data.cases import find_cases
 
-        writes = getattr(rank_zero_only, "rank", 0) in (0, None)
-        if writes:
-            prepare_folder(config, run, resume)
+    run = Path(out)
+    if first_process():
+        check_folder(config, run, resume)
+    with Display(on_progress, silent=not first_process()) as display:
+        dataset = find_cases(config.data)
+        split = choose_split(dataset, config, run)
+        parts = ", ".join(f"{len(ids)} to {what}" for what, ids in (("train", split.train), ("validate", split.val)))
+        display.say(f"{dataset.root}: {dataset.layout}; {parts}; objects {', '.join(c.name for c in dataset.classes)}")
+        method = methods.build(config, [c.name for c in dataset.classes])
+        data = read_data(dataset, split, config, method.needs, method.backbone.input_size)
+        if first_process():
+            describe(run, dataset, split)
+        fit(config, method, data, run, display, resume=resume)
+    return run
+
+
+def fit(config: RunConfig, method: Any, data: TrainingData, run: Path, display: Display, *, resume: bool) -> None:
+    """Train a built method on given data: the second half of ``train``."""
+    with quiet_lightning(), StopSignals() as signals:
         stages = tuple(method.stages(config))
-        duration = Duration.of(config.train, stages, data.source.steps_per_epoch)
-        with Display(on_progress, silent=not writes) as display, StopSignals() as signals:
-            names = weights.trained_names(method)
-            session = Session(config, method, data, run, stages, duration, display, names)
-            found = checkpoints.load(run / "resume.ckpt") if resume else None
-            if found is not None:
-                session.position, session.optimizer_state = found.position, found.optimizer
-                weights.load_state(method, found.weights, names, str(run / "resume.ckpt"))
-                display.say(f"Going on after step {found.position.step}")
-            session.log = CsvLog(run / "log.csv", session.position.step) if writes else None
-            try:
-                while not session.finished and not session.stop:
-                    _train_stage(session, signals)
-                if writes:
-                    _conclude(session)
-            finally:
-                if session.log is not None:
-                    session.log.close()
-    for name, parameter in method.named_parameters():
-        parameter.requires_grad_(name in names)
-    if signals.received and not session.finished:
+        steps_per_epoch = -(-data.source.steps_per_epoch // config.train.devices)
+        duration = Duration.of(config.train, stages, steps_per_epoch)
+        names = weights.trained_names(method)
+        session = Session(config, method, data, run, stages, duration, display, names)
+        checkpoint = checkpoints.load(run / "resume.ckpt") if resume else None
+        if checkpoint is not None:
+            session.position, session.optimizer_state = checkpoint.position, checkpoint.optimizer
+            weights.load_state(method, checkpoint.weights, names, str(run / "resume.ckpt"))
+            display.say(f"Going on after step {session.position.step}")
+        if first_process():
+            write_text(run / "config.yaml", configuration.dump(config))
+            session.log = CsvLog(run / "log.csv", session.position.step)
+        try:
+            while not session.finished and not session.stop:
+                _train_stage(session, signals)
+            if session.writes:
+                _conclude(session)
+        finally:
+            if session.log is not None:
+                session.log.close()
+            for name, parameter in method.named_parameters():
+                parameter.requires_grad_(name in names)
+    if session.stop and signals.received and not session.finished:
         raise TrainingStopped(
             f"Stopped by {signals.received} after step {session.position.step}; everything is saved in {run}. "
             "Run the same command with --resume to go on."
         )
-    return run
 
 
 def _train_stage(session: Session, signals: StopSignals) -> None:
@@ -118,8 +147,16 @@ def _train_stage(session: Session, signals: StopSignals) -> None:
     trainer.fit(StageModule(session), steps)
 
 
-def prepare_folder(config: RunConfig, run: Path, resume: bool) -> None:
-    """Claim ``run`` for this configuration.
+def first_process() -> bool:
+    """Whether this is the process that writes: all but the helpers of a distributed run."""
+    with quiet_lightning():
+        from lightning.pytorch.utilities import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def check_folder(config: RunConfig, run: Path, resume: bool) -> None:
+    """Whether ``run`` may be written by this configuration.
 
     Raises:
         InputError: it holds files and ``resume`` is false, or it is the run of a configuration that differs in more
@@ -127,10 +164,10 @@ def prepare_folder(config: RunConfig, run: Path, resume: bool) -> None:
     """
     if run.exists() and not run.is_dir():
         raise InputError(f"{run} is a file", "a folder for the run")
-    written = run / "config.yaml"
     if run.exists() and any(run.iterdir()) and not resume:
         todo = "Add --resume to go on with it, or name another folder"
         raise InputError(f"{run} is not empty", "a new or empty folder", todo)
+    written = run / "config.yaml"
     if written.is_file():
         now = configuration.flatten(configuration.to_dict(config))
         then = configuration.flatten(configuration.to_dict(configuration.load(written)))
@@ -138,7 +175,6 @@ def prepare_folder(config: RunConfig, run: Path, resume: bool) -> None:
         if differing:
             shown = ", ".join(f"{key} was {then.get(key)!r} and is {now[key]!r}" for key in differing[:5])
             raise InputError(f"{run} was trained with other options: {shown}", todo="Resume with the options it had")
-    write_text(written, configuration.dump(config))
 
 
 def _conclude(session: Session) -> None:

@@ -105,7 +105,8 @@ class Supervisor(pl.Callback):
         if at.empty == EMPTY_IN_A_ROW:
             warnings.warn(
                 f"The last {EMPTY_IN_A_ROW} validations predicted not a single pixel of any object. The method may "
-                "have collapsed to empty masks: lower train.lr, or check that the masks fit the images (`samsans check`).",
+                "have collapsed to empty masks: lower train.lr, or check that the masks fit the images with "
+                "`samsans check`.",
                 stacklevel=2,
             )
         return f"no improvement in {at.stale} validations" if 0 < config.train.patience <= at.stale else ""

@@ -6,24 +6,21 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from samsans.data.transforms import inside
 from samsans.training.data import Slices
 from samsans.types import Batch
 
 
 def support_indices(slices: Slices, count: int, seed: int) -> list[int]:
-    """Up to ``count`` slices that show an object, drawn without replacement in an order fixed by ``seed``."""
-    order = torch.randperm(len(slices), generator=torch.Generator().manual_seed(seed)).tolist()
-    chosen: list[int] = []
-    for index in order:
-        masks = slices.batch([index]).masks
-        if masks is not None and bool(masks.any()):
-            chosen.append(index)
-        if len(chosen) == count:
-            break
-    return sorted(chosen)
+    """Up to ``count`` slices that show an object, drawn at random with ``seed``; those that show most objects first."""
+    shown = slices.present.sum(1)
+    order = np.random.default_rng(seed).permutation(len(slices))
+    order = order[np.argsort(-shown[order], kind="stable")]
+    return [int(i) for i in order[:count] if shown[i] > 0]
 
 
 def dice(logits: Tensor, batch: Batch) -> Tensor:
@@ -32,19 +29,15 @@ def dice(logits: Tensor, batch: Batch) -> Tensor:
     Padding is left out.  Slices are scored one by one: a guide while training, not the volume Dice of ``evaluate``.
     """
     assert batch.masks is not None
-    found = (logits > 0) & inside(batch)
-    overlap = (found & batch.masks).sum((2, 3)).double()
-    return 2 * overlap / (found.sum((2, 3)) + batch.masks.sum((2, 3)))
+    pixels = found(logits, batch)
+    overlap = (pixels & batch.masks).sum((2, 3)).double()
+    return 2 * overlap / (pixels.sum((2, 3)) + batch.masks.sum((2, 3)))
 
 
-def inside(batch: Batch) -> Tensor:
-    """``(B, 1, S, S)`` bool: image, not padding."""
-    side = batch.images.shape[-1]
-    if batch.valid is None:
-        return torch.ones(1, 1, side, side, dtype=torch.bool, device=batch.images.device)
-    pixel = torch.arange(side, device=batch.images.device)
-    rows, columns = (pixel < batch.valid[:, i, None] for i in (0, 1))
-    return (rows[:, :, None] & columns[:, None, :])[:, None]
+def found(logits: Tensor, batch: Batch) -> Tensor:
+    """``(B, N, S, S)`` bool: the pixels of each object, none of them in padding."""
+    pixels = logits > 0
+    return pixels if batch.valid is None else pixels & inside(batch.valid, logits.shape[-1])[:, None]
 
 
 def validate(
@@ -58,7 +51,7 @@ def validate(
     for start in range(0, len(slices), batch_size):
         batch = slices.batch(range(start, min(start + batch_size, len(slices)))).to(device)
         logits = method.predict(batch, bank)
-        anything = anything or bool(((logits > 0) & inside(batch)).any())
+        anything = anything or bool(found(logits, batch).any())
         rows.append(dice(logits, batch).cpu())
     means = torch.cat(rows).nanmean(0).tolist()
     scores = {f"val/dice/{name}": mean for name, mean in zip(objects, means, strict=True) if not math.isnan(mean)}

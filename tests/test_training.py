@@ -1,0 +1,291 @@
+"""The training loop on a small method: what it computes, writes, says and refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from dummy_training import DummyMethod, DummySlices, DummySource, log_rows, make_config, make_data, train
+from samsans import config as configuration
+from samsans.errors import InputError
+from samsans.methods import weights
+from samsans.training import TrainingError, TrainingStopped
+from samsans.training.data import loader
+from samsans.training.log import CsvLog, read
+from samsans.training.schedule import Duration, Position, build_optimizer, learning_rate
+from samsans.training.validation import dice, support_indices
+from samsans.types import Batch, Progress, Stage
+
+SHARED = Path(__file__).parent
+
+
+def test_a_run_learns_and_writes_everything(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    method = train(tmp_path / "run", steps=40, pictures_every=20, method=DummyMethod(supports=True))
+    run = tmp_path / "run"
+    rows = read(run / "log.csv")
+    assert [int(row["step"]) for row in rows] == list(range(1, 41))
+    assert float(rows[-1]["loss"]) < 0.5 * float(rows[0]["loss"])
+    assert float(rows[-1]["val/dice"]) > 0.8
+    assert rows[19]["gauge/weight"]
+    assert not rows[18]["gauge/weight"]
+    for name in ("config.yaml", "resume.ckpt", "model/last.safetensors", "model/best.safetensors"):
+        assert (run / name).is_file()
+    for name in ("loss", "samples_000020", "samples_000040"):
+        assert (run / "pictures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((run / "tensorboard").glob("events.*"))
+    assert not list(run.rglob("*.tmp*"))
+    assert configuration.load(run / "config.yaml") == make_config(steps=40, pictures_every=20)
+    told = json.loads((run / "train.json").read_text())
+    assert told["finished"]
+    assert told["steps"] == 40
+    assert told["loss"] == float(rows[-1]["loss"])
+    assert told["parameters"] == {"trained": sum(p.numel() for p in method.parameters()) - 112, "frozen": 112}
+    assert told["step_seconds"] + told["data_wait_seconds"] <= told["seconds"] + 0.01
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "best" in err
+    assert "GPU" not in err
+    assert "litlogger" not in err.lower()
+
+
+def test_weights_go_round(tmp_path: Path) -> None:
+    method = train(tmp_path)
+    path = weights.best_or_last(tmp_path)
+    assert path.name == "best.safetensors"
+    fresh = DummyMethod()
+    notes = weights.load_weights(fresh, tmp_path / "model" / "last.safetensors")
+    assert notes["step"] == "20"
+    assert notes["backbone"] == "dummy"
+    assert notes["method"] == "proxy_prompt"
+    assert all(
+        torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), method.state_dict().values(), strict=True)
+    )
+    assert not any("backbone" in name for name in weights.trained_names(fresh))
+    assert "norm.running_mean" in weights.trained_names(fresh)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = weights.save_weights(DummyMethod(), tmp_path / "a.safetensors")
+    other = DummyMethod()
+    other.backbone.name = "sam-vit-b"
+    with pytest.raises(InputError, match=r"trained on dummy, not on sam-vit-b.*backbone\.name=dummy"):
+        weights.load_weights(other, path)
+    other.backbone.name, other.backbone.base_hash = "dummy", "xyz"
+    with pytest.raises(InputError, match="other weights of dummy"):
+        weights.load_weights(other, path)
+    larger = DummyMethod()
+    larger.extra = torch.nn.Conv2d(1, 1, 1)
+    larger.last = torch.nn.Conv2d(8, 3, 1)
+    del larger.norm
+    with pytest.raises(InputError, match=r"missing: extra\.bias .*unexpected: norm\.bias .*last\.bias is \(2,\)"):
+        weights.load_weights(larger, path)
+    (tmp_path / "bad.safetensors").write_bytes(b"no")
+    with pytest.raises(InputError, match="not a safetensors file"):
+        weights.load_weights(DummyMethod(), tmp_path / "bad.safetensors")
+    with pytest.raises(InputError, match="no trained weights"):
+        weights.best_or_last(tmp_path)
+
+
+def test_stages_freeze_in_turn(tmp_path: Path) -> None:
+    before = DummyMethod(stages=2)
+    method = train(tmp_path, method=DummyMethod(stages=2), steps=10, optimizer="adamw", weight_decay=0.1)
+    assert [row["stage"] for row in read(tmp_path / "log.csv")] == ["head"] * 5 + ["body"] * 5
+    assert torch.equal(before.backbone.weight, method.backbone.weight)
+    assert not torch.equal(before.last.weight, method.last.weight)
+    assert not torch.equal(before.first.weight, method.first.weight)
+    assert all(p.requires_grad == ("backbone" not in name) for name, p in method.named_parameters())
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    method = DummyMethod()
+    source = make_data().source
+    clean = {name for step in range(12) for name in source.batch(step).ids}
+    poisoned = next(step for step in range(12, 40) if set(source.batch(step).ids) - clean) if len(clean) < 12 else None
+    assert poisoned is None  # every image is seen within twelve steps, so poison by the number of the step instead
+    calls = iter(range(100))
+    loss = method.loss
+
+    def poison(output: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        method.poison_at = batch.ids if next(calls) == 11 else ()
+        return dict(loss(output, batch))
+
+    method.loss = poison
+    with pytest.raises(TrainingError, match=r"step 12: loss = nan.*image\d") as caught:
+        train(tmp_path, method=method)
+    assert all(name in str(caught.value) for name in source.batch(11).ids)
+    saved = torch.load(tmp_path / "resume.ckpt", weights_only=True)
+    assert saved["position"]["step"] == 10
+    assert all(torch.isfinite(value).all() for value in saved["weights"].values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_say_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    def interrupt(progress: Progress) -> None:
+        if progress.done == 7:
+            signal.raise_signal(number)
+
+    with pytest.raises(TrainingStopped, match=r"after step 8; .*--resume"):
+        train(tmp_path, on_progress=interrupt)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert torch.load(tmp_path / "resume.ckpt", weights_only=True)["position"]["step"] == 8
+    assert not json.loads((tmp_path / "train.json").read_text())["finished"]
+
+
+def test_minutes_end_in_time_and_move_the_schedule(tmp_path: Path) -> None:
+    train(tmp_path, minutes=0.02, schedule="cosine", warmup=0, save_every=0, data=make_data(delay=0.01))
+    rows = read(tmp_path / "log.csv")
+    assert 1.2 <= float(rows[-1]["seconds"]) < 1.6
+    rates = [float(row["lr"]) for row in rows]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.1 * rates[0]
+    assert len(rows) > 5
+
+
+def test_folders_in_use_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"not empty.*--resume"):
+        train(tmp_path)
+    with pytest.raises(InputError, match="is a file"):
+        train(tmp_path / "file")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(configuration.dump(make_config(lr=0.1)))
+    with pytest.raises(InputError, match=r"train\.lr was 0\.1 and is 0\.05"):
+        train(run, resume=True)
+
+
+def test_progress_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    told: list[Progress] = []
+    train(tmp_path, steps=6, on_progress=told.append)
+    assert [p.done for p in told if p.message.startswith("loss")] == [1, 2, 3, 4, 5, 6]
+    assert {p.total for p in told} == {6}
+    assert any("held-out" in p.message for p in told)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_slow_data_is_noticed(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    train(tmp_path, steps=25, save_every=0, data=make_data(val=0, delay=0.02), on_progress=told.append)
+    assert any("raise train.workers (now 0)" in p.message for p in told)
+    assert not (tmp_path / "model" / "best.safetensors").exists()
+    assert weights.best_or_last(tmp_path).name == "last.safetensors"
+
+
+def test_patience_and_empty_predictions(tmp_path: Path) -> None:
+    method = DummyMethod()
+    method.predict = lambda batch, support=None: torch.full((len(batch.ids), 2, 16, 16), -1.0)
+    with pytest.warns(UserWarning, match="not a single pixel"):
+        train(tmp_path, method=method, validate_every=2, patience=3)
+    told = json.loads((tmp_path / "train.json").read_text())
+    assert told["steps"] == 8  # the first validation is the best, three more do not improve on it
+    assert "3 validations" in told["stopped_by"]
+
+
+def test_gauges_may_warn(tmp_path: Path) -> None:
+    method = DummyMethod()
+    method.gauge_warning = lambda gauges, step, warmup: f"weak at {step}, {warmup}"
+    with pytest.warns(UserWarning, match="weak at 3, 5"):
+        train(tmp_path, method=method, steps=3, pictures_every=2)
+
+
+def test_bfloat16_and_workers(tmp_path: Path) -> None:
+    train(tmp_path / "a", steps=4, precision="bf16", workers=2)
+    train(tmp_path / "b", steps=4, precision="bf16")
+    assert log_rows(tmp_path / "a") == log_rows(tmp_path / "b")
+
+
+def test_loader_order_is_the_step() -> None:
+    source = DummySource(12)
+    for workers in (0, 2):
+        ids = [batch.ids for batch in loader(source, range(3, 7), 1, 2, workers)]
+        assert ids == [source.batch(step, 1, 2).ids for step in range(3, 7)]
+
+
+def test_durations() -> None:
+    stages = (Stage("a", (), 0.25), Stage("b", (), 0.75))
+    train_config = make_config().train
+    assert Duration.of(train_config, stages, 7).ends == (5, 20)
+    assert Duration.of(dataclasses.replace(train_config, epochs=4), stages, 7).ends == (7, 28)
+    clock = Duration.of(dataclasses.replace(train_config, minutes=2.0, epochs=3), stages, 7)
+    assert (clock.unit, clock.ends) == ("seconds", (30, 120))
+    at = Position(step=40, seconds=75, stage=1, stage_step=12, stage_seconds=30)
+    assert clock.used(at) == 0.5
+    for bad in ({"steps": 0}, {"minutes": 0.0}, {"epochs": 0}):
+        with pytest.raises(InputError, match="at least one step"):
+            Duration.of(dataclasses.replace(train_config, **bad), stages, 7)
+
+
+@pytest.mark.parametrize(("schedule", "half"), [("constant", 1.0), ("cosine", 0.5), ("poly", 0.5**0.9)])
+def test_learning_rate(schedule: str, half: float) -> None:
+    config = make_config(lr=2.0, warmup=4, schedule=schedule).train
+    ramp = [learning_rate(config, Position(step=10 + i, stage_step=10), 0.0) for i in range(6)]
+    assert ramp == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    assert learning_rate(config, Position(step=50), 0.5) == pytest.approx(2 * half)
+    if schedule != "constant":
+        assert learning_rate(config, Position(step=100), 1.0) == pytest.approx(0, abs=1e-12)
+
+
+def test_optimizer_groups() -> None:
+    method = DummyMethod()
+    config = make_config(weight_decay=0.1, optimizer="adamw").train
+    groups = build_optimizer(config, method.stages(make_config())[0]).param_groups
+    found = {
+        name: next(g for g in groups if any(p is q for q in g["params"]))
+        for name, p in method.named_parameters()
+        if p.requires_grad
+    }
+    assert (found["last.weight"]["weight_decay"], found["last.weight"]["lr_scale"]) == (0.1, 2.0)
+    assert (found["last.bias"]["weight_decay"], found["last.bias"]["lr_scale"]) == (0.0, 2.0)
+    assert (found["first.weight"]["weight_decay"], found["first.weight"]["lr_scale"]) == (0.0, 1.0)
+    with pytest.raises(InputError, match="trains no parameter"):
+        build_optimizer(config, Stage("empty", ()))
+
+
+def test_dice_by_hand_leaves_padding_out() -> None:
+    masks = torch.zeros(1, 3, 4, 4, dtype=torch.bool)
+    masks[0, 0, :2, :2] = True
+    logits = torch.full((1, 3, 4, 4), -1.0)
+    logits[0, 0, :2, :] = 1.0  # 4 of 8 right; the last column is padding, so 4 of 6
+    logits[0, 1, 0, 0] = 1.0
+    batch = Batch(torch.zeros(1, 3, 4, 4), masks, ("a",), ("x", "y", "z"), valid=torch.tensor([[4, 3]]))
+    scores = dice(logits, batch)[0].tolist()
+    assert scores[:2] == [2 * 4 / (6 + 4), 0.0]
+    assert math.isnan(scores[2])
+
+
+def test_supports_show_objects_and_are_fixed_by_the_seed() -> None:
+    class Half(DummySlices):
+        present = torch.tensor([[i % 2 == 0, i == 4] for i in range(12)]).numpy()
+
+    assert support_indices(Half(12), 1, 0) == [4]
+    some = support_indices(Half(12), 4, 0)
+    assert some == support_indices(Half(12), 4, 0)
+    assert len(set(some)) == 4
+    assert all(i % 2 == 0 for i in some)
+    assert sorted(support_indices(Half(12), 99, 1)) == [0, 2, 4, 6, 8, 10]
+
+
+def test_log_grows_and_is_cut_back(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    log = CsvLog(path, 0)
+    log.write({"step": 1, "loss": 0.1 + 0.2})
+    log.write({"step": 2, "loss": 0.5, "val/dice": 1.0})
+    log.close()
+    path.write_text(path.read_text() + "1")  # a killed process was writing step 10
+    assert [row["step"] for row in read(path)] == ["1", "2"]
+    assert float(read(path)[0]["loss"]) == 0.1 + 0.2
+    log = CsvLog(path, 1)
+    log.write({"step": 2, "loss": 0.25})
+    log.close()
+    assert read(path) == [
+        {"step": "1", "loss": repr(0.1 + 0.2), "val/dice": ""},
+        {"step": "2", "loss": "0.25", "val/dice": ""},
+    ]
