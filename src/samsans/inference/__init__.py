@@ -1,0 +1,7 @@
+"""From a trained run to label maps: arrays, files, volumes and folders, each on the grid of its input."""
+
+from samsans.inference.manifest import Manifest
+from samsans.inference.segmenter import Segmenter, load
+from samsans.inference.supports import read_support
+
+__all__ = ["Manifest", "Segmenter", "load", "read_support"]

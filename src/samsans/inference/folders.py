@@ -1,0 +1,445 @@
+"""Many images: read ahead, segment in batches, write behind; a bad file stops nothing; a half-done folder goes on."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+
+import samsans
+from samsans import io, zoo
+from samsans.data.cases import Dataset, require_same_grid
+from samsans.data.classes import write_classes
+from samsans.data.layouts import listing, match
+from samsans.errors import InputError
+from samsans.inference.manifest import Manifest, Record, hash_files, hash_values
+from samsans.inference.slices import Job, Target, open_job
+from samsans.types import Case, ClassInfo, Prediction, Progress
+
+if TYPE_CHECKING:
+    from samsans.inference.banks import Supports
+    from samsans.inference.segmenter import Segmenter
+
+SAVE_EVERY = 2.0  # seconds between two writings of the manifest
+BEHIND = 2  # label maps that may wait to be written
+
+
+@dataclass(frozen=True)
+class Item:
+    """A case, where its label map goes, and after reading: the job or why there is none."""
+
+    case: Case
+    output: str
+    sha256: str = ""
+    job: Job | None = None
+    failure: str = ""
+    skipped: bool = False
+
+
+def predict_folder(
+    segmenter: Segmenter,
+    inputs: str | Path | Sequence[str | Path] | Dataset,
+    out: Path,
+    *,
+    support: Any = None,
+    task: str | None = None,
+    objects: Sequence[str] | None = None,
+    labels: str | Path | None = None,
+    probabilities: bool = False,
+    seed: int | None = None,
+    batch_size: int | None = None,
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Manifest:
+    """Segment images and volumes into ``out``: one label map each, under the same relative path and name.
+
+    Writes label maps (PNG for 2D images, volumes in their own format, DICOM series as ``.nii.gz``), ``classes.json``,
+    ``manifest.json`` and ``config.yaml``; with ``probabilities`` also ``probabilities/CASE_OBJECT`` (16-bit PNG where
+    65535 is 1, float32 volumes).  Every file appears whole or not at all.  Run again, what is there and was made from
+    the same bytes in the same way is skipped.
+
+    Args:
+        segmenter: What to segment with.
+        inputs: A folder or CSV in any layout that data sets have, image files, or a ``Dataset`` (its cases).
+        out: Folder to write.
+        support: As in ``Segmenter.predict``.
+        task: As in ``Segmenter.predict``.
+        objects: Names of the objects wanted; all by default.
+        labels: Folder of true masks, of prompted baselines only; by default the masks that ``inputs`` itself holds.
+        probabilities: Also write each object's probability.
+        seed: Of the draw of supports; the run's by default.
+        batch_size: Slices a batch.
+        overwrite: Do everything again, and replace files that were not made in this way.
+        on_progress: Called after every image.
+
+    Returns:
+        The manifest; images that could not be read are in its ``failures``.
+
+    Raises:
+        InputError: nothing to segment, two inputs with one output, or ``out`` holds something else.
+    """
+    dataset = _dataset(segmenter, inputs)
+    needs_truth = segmenter.method.needs.labels_at_predict
+    if needs_truth:
+        dataset = _with_truth(segmenter, dataset, labels)
+    elif labels is not None:
+        raise InputError(f"{segmenter.config.method} was given true masks", "no labels: it needs no prompt")
+    items = _plan(dataset, out)
+    found = segmenter.supports(support, task, batch_size)
+    target = segmenter.target(found, objects)
+    seed = segmenter.config.seed if seed is None else seed
+    options = {"objects": [c.name for c in target.classes], "probabilities": probabilities, "seed": seed}
+    about = _about(segmenter, found, options | {"batch_size": segmenter.batch_size(batch_size)})
+    key = _key(segmenter, found, options)
+    manifest = _open(out, key, about, items, overwrite)
+    call = {
+        "inputs": _shown(inputs),
+        "out": str(out),
+        "support": found.source or None,
+        "labels": str(labels or "") or None,
+    }
+    io.write_text(out / "config.yaml", _yaml(call | options | {"overwrite": overwrite}, segmenter))
+    write_classes(out / "classes.json", target.classes)
+
+    def read(item: Item) -> Item:
+        return _read(segmenter, dataset, manifest, item, segmenter.draw(found, item.case.id, seed), needs_truth)
+
+    progress = _Progress(on_progress, len(items))
+    log = _Log(manifest, progress)
+    size = segmenter.batch_size(batch_size)
+    writer = _Writer(lambda item: _write(item, out, target, probabilities))
+    try:
+        with writer:
+            waiting: deque[Item] = deque()
+
+            def jobs() -> Iterator[Job]:
+                for item in ahead(read, items, size, lambda i: 1 if _is_flat(i.case) else size):
+                    if item.job is None:
+                        log.leave(item)
+                    else:
+                        waiting.append(item)
+                        yield item.job
+
+            for _ in segmenter.runner(batch_size).run(jobs(), target, probabilities=probabilities):
+                log.enter(writer.put(waiting.popleft()), found)
+            log.enter(writer.rest(), found)
+    finally:
+        manifest.save()
+    return manifest
+
+
+# -- what there is to do ----------------------------------------------------------------------------------------------
+
+
+def _dataset(segmenter: Segmenter, inputs: str | Path | Sequence[str | Path] | Dataset) -> Dataset:
+    if isinstance(inputs, Dataset):
+        found = inputs
+    elif isinstance(inputs, (str, Path)):
+        found = segmenter.dataset(inputs)
+    else:
+        paths = [Path(p) for p in inputs]
+        cases = [Case(io.stem(p), io.stem(p), (p,)) for p in paths]
+        found = replace(segmenter.dataset(paths[0]), cases=tuple(cases)) if paths else Dataset(Path(), "files", ())
+    if not found.cases:
+        raise InputError("nothing to segment", "image files, or a folder that holds some")
+    return found
+
+
+def _with_truth(segmenter: Segmenter, dataset: Dataset, labels: str | Path | None) -> Dataset:
+    """The data set with a true mask for every case, from ``labels`` or its own."""
+    if labels is not None:
+        masks = listing(Path(labels))
+        matched, _ = match({case.id: case.images[0] for case in dataset.cases}, masks)
+        cases = [replace(c, labels=((matched[c.id],),) if c.id in matched else ()) for c in dataset.cases]
+        dataset = replace(dataset, cases=tuple(cases))
+    for case in dataset.cases:
+        if not case.labels:
+            raise segmenter.no_truth(case.id)
+    return dataset
+
+
+def _plan(dataset: Dataset, out: Path) -> list[Item]:
+    """Where every case goes; InputError where two would be written to one file, or an input overwritten."""
+    inputs = {path.resolve() for case in dataset.cases for path in (*case.images, *(p for r in case.labels for p in r))}
+    items: dict[str, Item] = {}
+    for case in dataset.cases:
+        output = case.id + _suffix(case)
+        other = items.setdefault(output.casefold(), Item(case, output))
+        if other.case is not case:
+            raise InputError(
+                f"{other.case.images[0]} and {case.images[0]} would both be written to {output}",
+                "images whose names differ by more than their suffix",
+                "Segment them into two folders",
+            )
+        if (out / output).resolve() in inputs:
+            raise InputError(f"{out / output} would overwrite an input", "another output folder")
+    return list(items.values())
+
+
+def _suffix(case: Case) -> str:
+    """Suffix of the label map; a stack of pictures becomes a volume."""
+    try:
+        suffix = io.output_suffix(case.images[0])
+    except (InputError, OSError):  # a missing or damaged file is reported when it is read
+        suffix = ".png"
+    return ".nii.gz" if case.stacked and suffix == ".png" else suffix
+
+
+def _is_flat(case: Case) -> bool:
+    return not case.stacked and io.suffix(case.images[0]) in io.IMAGE_SUFFIXES
+
+
+def _key(segmenter: Segmenter, found: Supports, options: dict[str, Any]) -> str:
+    """Hash of everything beside the inputs that decides the label maps."""
+    backbone = segmenter.method.backbone
+    return hash_values(
+        segmenter.weights_hash,
+        backbone.base_hash,
+        found.sha256,
+        (segmenter.k, segmenter.precision, segmenter.config.data.slice_axis, repr(segmenter.preprocess)),
+        (segmenter.config.method, asdict(segmenter.config.model)),
+        [(c.name, c.label, c.values) for c in segmenter.classes],
+        options,
+    )
+
+
+def _open(out: Path, key: str, about: dict[str, Any], items: Iterable[Item], overwrite: bool) -> Manifest:
+    """The manifest to go on with; InputError where ``out`` holds what was made in another way."""
+    old = Manifest(out) if overwrite else Manifest.load(out)
+    todo = "Choose another folder, or overwrite"
+    if old.about and old.about.get("key") != key:
+        raise InputError(f"{out} holds predictions of other weights, supports or options", "an empty folder", todo)
+    if not old.about and not overwrite:
+        there = next((item.output for item in items if (out / item.output).exists()), None)
+        if there is not None:
+            raise InputError(f"{out / there} exists and was not made by this prediction", "an empty folder", todo)
+    manifest = Manifest(out, {"key": key, **about}, old.records)
+    manifest.save()
+    return manifest
+
+
+# -- reading and writing ----------------------------------------------------------------------------------------------
+
+
+def _read(
+    segmenter: Segmenter,
+    dataset: Dataset,
+    manifest: Manifest,
+    item: Item,
+    draw: tuple[int, ...],
+    needs_truth: bool,
+) -> Item:
+    """Read one case and cut it into slices; whatever is wrong with its files becomes its ``failure``."""
+    case, start = item.case, time.perf_counter()
+    try:
+        files = (*case.images, *(case.labels[0] if needs_truth else ()))
+        item = replace(item, sha256=hash_files(files))
+        if manifest.has(case.id, item.sha256):
+            return replace(item, skipped=True)
+        volume = dataset.read_image(case)
+        truth = dataset.read_labels(case) if needs_truth else None
+        if truth is not None:
+            require_same_grid(case, volume, truth)
+        job = open_job(
+            case.id,
+            volume,
+            segmenter.preprocess,
+            segmenter.config.data.slice_axis,
+            truth=truth,
+            truth_classes=segmenter.classes,
+            draw=draw,
+        )
+    except (InputError, OSError, MemoryError) as error:
+        return replace(item, failure=str(error) or type(error).__name__)
+    job.add("read", time.perf_counter() - start)
+    return replace(item, job=job)
+
+
+def _write(item: Item, out: Path, target: Target, probabilities: bool) -> Item:
+    """Write a finished job; what is wrong with the disk becomes its ``failure``."""
+    assert item.job is not None
+    start = time.perf_counter()
+    try:
+        made = item.job.prediction(target.classes)
+        made.save(out / item.output)
+        if probabilities:
+            _write_probabilities(made, target.classes, out / "probabilities" / item.output)
+    except (InputError, OSError, MemoryError) as error:
+        return replace(item, failure=str(error) or type(error).__name__)
+    item.job.add("write", time.perf_counter() - start)
+    return item
+
+
+def _write_probabilities(made: Prediction, classes: Sequence[ClassInfo], path: Path) -> None:
+    assert made.probabilities is not None
+    ending = io.suffix(path)
+    for info, soft in zip(classes, made.probabilities, strict=True):
+        safe = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in info.name)
+        file = path.with_name(f"{io.stem(path)}_{safe}{ending}")
+        array = np.rint(soft.astype(np.float32) * 65535).astype(np.uint16) if ending == ".png" else soft
+        io.write_image(file, array, like=made.volume)
+
+
+def ahead(
+    read: Callable[[Item], Item], items: Iterable[Item], room: int, weight: Callable[[Item], int]
+) -> Iterator[Item]:
+    """``read`` of every item in order, done by one background thread while the caller works.
+
+    Items whose weights sum up to ``room`` are read ahead, at least one.
+    """
+    with ThreadPoolExecutor(1, "samsans-read") as pool:
+        queue: deque[tuple[int, Future[Item]]] = deque()
+        try:
+            for item in items:
+                queue.append((weight(item), pool.submit(read, item)))
+                while len(queue) > 1 and sum(w for w, _ in queue) > room:
+                    yield queue.popleft()[1].result()
+            while queue:
+                yield queue.popleft()[1].result()
+        finally:
+            for _, future in queue:
+                future.cancel()
+
+
+class _Writer:
+    """Writes finished items in one background thread; at most ``BEHIND`` wait, so that memory stays bounded."""
+
+    def __init__(self, write: Callable[[Item], Item]) -> None:
+        self._write, self._pool = write, ThreadPoolExecutor(1, "samsans-write")
+        self._queue: deque[Future[Item]] = deque()
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+
+    def put(self, item: Item) -> list[Item]:
+        """Hand over a finished item; the items that are on disk by now."""
+        self._queue.append(self._pool.submit(self._write, item))
+        written = []
+        while self._queue and (len(self._queue) > BEHIND or self._queue[0].done()):
+            written.append(self._queue.popleft().result())
+        return written
+
+    def rest(self) -> list[Item]:
+        """Wait for all that are left."""
+        written = [future.result() for future in self._queue]
+        self._queue.clear()
+        return written
+
+
+class _Progress:
+    def __init__(self, call: Callable[[Progress], None] | None, total: int) -> None:
+        self.call, self.total, self.done = call, total, 0
+
+    def step(self, item: str, message: str = "") -> None:
+        """One image more is done."""
+        self.done += 1
+        if self.call is not None:
+            self.call(Progress(self.done, self.total, item, message))
+
+
+class _Log:
+    """Keeps the manifest: in memory at once, on disk every two seconds."""
+
+    def __init__(self, manifest: Manifest, progress: _Progress) -> None:
+        self.manifest, self.progress, self._saved = manifest, progress, time.monotonic()
+
+    def enter(self, items: Iterable[Item], found: Supports) -> None:
+        """Record written items."""
+        for item in items:
+            if item.failure:
+                self.leave(item)
+                continue
+            assert item.job is not None
+            self.manifest.records[item.case.id] = Record(
+                input=tuple(str(p) for p in item.case.images),
+                sha256=item.sha256,
+                output=item.output,
+                supports=tuple(found.bank.ids[i] for i in item.job.draw),
+                seconds=item.job.seconds,
+            )
+            self.progress.step(item.case.id)
+            if time.monotonic() - self._saved > SAVE_EVERY:
+                self.manifest.save()
+                self._saved = time.monotonic()
+
+    def leave(self, item: Item) -> None:
+        """Record an item that was skipped or failed."""
+        if item.skipped:
+            self.manifest.skipped = (*self.manifest.skipped, item.case.id)
+        else:
+            self.manifest.failures[item.case.id] = item.failure
+            self.manifest.records.pop(item.case.id, None)
+        self.progress.step(item.case.id, item.failure or "already there")
+
+
+# -- what is told about it --------------------------------------------------------------------------------------------
+
+
+def _about(segmenter: Segmenter, found: Supports, options: dict[str, Any]) -> dict[str, Any]:
+    config, backbone = segmenter.config, segmenter.method.backbone
+    entry = zoo.BACKBONES.get(config.backbone.name)
+    device = segmenter.device
+    return {
+        "method": config.method,
+        "preset": config.preset,
+        "run": None if segmenter.run is None else str(segmenter.run),
+        "weights": {
+            "file": None if segmenter.weights_file is None else str(segmenter.weights_file),
+            "sha256": segmenter.weights_hash or None,
+        },
+        "backbone": {
+            "name": config.backbone.name,
+            "base_hash": backbone.base_hash,
+            "licence": entry.licence if entry is not None else "unknown",
+            "input_size": segmenter.preprocess.input_size,
+        },
+        "support": None
+        if found.bank is None
+        else {
+            "source": found.source,
+            "sha256": found.sha256,
+            "ids": list(found.bank.ids),
+            "drawn_per_image": min(segmenter.k, found.bank.K),
+        },
+        "options": options,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({platform.machine()})",
+        "precision": segmenter.precision,
+        "versions": {
+            "samsans": samsans.__version__,
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+            "python": platform.python_version(),
+        },
+        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _shown(inputs: Any) -> Any:
+    if isinstance(inputs, Dataset):
+        return str(inputs.root)
+    return str(inputs) if isinstance(inputs, (str, Path)) else [str(p) for p in inputs]
+
+
+def _yaml(call: dict[str, Any], segmenter: Segmenter) -> str:
+    values = {
+        "run": None if segmenter.run is None else str(segmenter.run),
+        "weights": None if segmenter.weights_file is None else str(segmenter.weights_file),
+        "device": str(segmenter.device),
+        "precision": segmenter.precision,
+        "supports_per_image": segmenter.k,
+        **call,
+    }
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,311 @@
+"""``Segmenter``: a trained run, ready to segment arrays, files and folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from samsans import config as configuration
+from samsans import io, methods
+from samsans.config import DataConfig, RunConfig
+from samsans.data.cases import Dataset, find_cases, grid_shift
+from samsans.data.classes import read_classes
+from samsans.data.transforms import Preprocess
+from samsans.errors import InputError
+from samsans.inference import supports
+from samsans.inference.arrays import as_image, as_labels
+from samsans.inference.banks import Banks, Supports
+from samsans.inference.manifest import Manifest
+from samsans.inference.slices import Runner, Target, open_job
+from samsans.methods import weights
+from samsans.ops.timing import Timer
+from samsans.types import ClassInfo, Prediction, Progress, Volume
+
+SLICE_BUDGET = 2 * 1024**2  # pixels of a batch on a CPU: two slices of SAM's own size (our decision)
+
+
+class Segmenter:
+    """A method with its weights and everything needed to segment with it; made by ``load`` or ``from_config``.
+
+    Args:
+        method: Follows ``samsans.methods.Method``.
+        config: The run's configuration.
+        classes: The objects the run was trained for, with the values of its label files.
+        run: The run folder, where there is one: tasks are kept in it, training images found through it.
+        weights_file: What was loaded.
+        device: ``auto`` (CUDA, then Apple's MPS, then CPU) or a name that torch knows.
+        precision: ``fp32``, or ``bf16`` autocast.
+    """
+
+    def __init__(
+        self,
+        method: Any,
+        config: RunConfig,
+        classes: Sequence[ClassInfo],
+        *,
+        run: Path | None = None,
+        weights_file: Path | None = None,
+        device: str | torch.device = "auto",
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        if precision not in ("fp32", "bf16"):
+            raise InputError(f"precision {precision!r}", "fp32 or bf16")
+        self.device = choose_device(device)
+        self.method = method.eval().to(self.device)
+        if isinstance(getattr(method, "timer", None), Timer):
+            method.timer = Timer(self.device)
+        self.config, self.classes, self.run, self.weights_file = config, tuple(classes), run, weights_file
+        self.precision = precision
+        window, channels = config.data.window, config.data.channels
+        self.preprocess = Preprocess(
+            input_size=method.backbone.input_size,
+            resize=config.backbone.resize,
+            window=None if window is None else (window[0], window[1]),
+            channels="auto" if channels == "auto" else tuple(channels),
+        )
+        self.banks = Banks(method, config, self.classes, self.preprocess, run, self.device, precision)
+        self.k = self.banks.k
+
+    @classmethod
+    def from_config(
+        cls,
+        config: RunConfig,
+        classes: Sequence[ClassInfo] = (),
+        *,
+        device: str | torch.device = "auto",
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> Segmenter:
+        """A method without a training, e.g. a prompted baseline; its trained parts, if any, are freshly drawn."""
+        method = methods.build(config, [c.name for c in classes])
+        return cls(method, config, classes, device=device, precision=precision)
+
+    # -- one image --------------------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        image: str | Path | np.ndarray | Volume,
+        support: Any = None,
+        *,
+        task: str | None = None,
+        objects: Sequence[str] | None = None,
+        spacing: Sequence[float] | None = None,
+        probabilities: bool = False,
+        labels: Any = None,
+        seed: int | None = None,
+        batch_size: int | None = None,
+    ) -> Prediction:
+        """Segment one image or volume.
+
+        Args:
+            image: A path, a ``Volume``, or an array ``(H, W)``, ``(H, W, 3)``, ``(D, H, W)`` or ``(D, H, W, C)``.
+            support: Pairs ``[(image, mask), ...]`` (paths, arrays or volumes), a folder or CSV of images with masks,
+                or a bank; by default the run's own training pairs.
+            task: Name of a bank saved by ``encode_support``, instead of ``support``.
+            objects: Names of the objects wanted; all by default.
+            spacing: ``(z, y, x)`` mm of arrays, and of files that state none.
+            probabilities: Also keep each object's probability.
+            labels: The image's own true mask; prompted baselines only.
+            seed: Of the draw of supports; the run's by default.
+            batch_size: Slices a batch.
+
+        Returns:
+            The label map on the input's own grid.
+
+        Raises:
+            InputError: the image, the supports or an option cannot be used.
+        """
+        if spacing is None and self.config.data.spacing is not None:
+            spacing = self.config.data.spacing
+        timer = Timer()
+        with timer("read"):
+            volume = as_image(image, spacing)
+            id = io.stem(volume.path) if volume.path is not None else "image"
+            truth = self._truth(id, volume, labels)
+        found = self.supports(support, task, batch_size)
+        target = self.target(found, objects)
+        job = open_job(
+            id,
+            volume,
+            self.preprocess,
+            self.config.data.slice_axis,
+            truth=truth,
+            truth_classes=self.classes,
+            draw=self.draw(found, id, seed),
+        )
+        job.seconds |= timer.seconds
+        done = next(self.runner(batch_size).run([job], target, probabilities=probabilities))
+        return done.prediction(target.classes)
+
+    def _truth(self, id: str, volume: Volume, labels: Any) -> Volume | None:
+        """The target's own mask, for prompted baselines and nobody else."""
+        if not self.method.needs.labels_at_predict:
+            if labels is not None:
+                raise InputError(
+                    f"{self.config.method} was given the true mask of {id}", "no labels: it needs no prompt"
+                )
+            return None
+        if labels is None:
+            raise self.no_truth(id)
+        truth = as_labels(labels)
+        if truth.shape != volume.shape or grid_shift(volume, truth) > 0.5:
+            raise InputError(f"the mask of {id} is not on the grid of its image", f"the size {volume.shape}")
+        return truth
+
+    def no_truth(self, id: str) -> InputError:
+        """The error of a prompted baseline without the true mask of ``id``."""
+        return InputError(
+            f"{id} has no true mask and {self.config.method} draws its prompts from it",
+            "labels of every image",
+            "Give `labels`, or use a method that needs no prompt",
+        )
+
+    def predict_folder(
+        self,
+        inputs: str | Path | Sequence[str | Path] | Dataset,
+        out: str | Path,
+        *,
+        support: Any = None,
+        task: str | None = None,
+        objects: Sequence[str] | None = None,
+        labels: str | Path | None = None,
+        probabilities: bool = False,
+        seed: int | None = None,
+        batch_size: int | None = None,
+        overwrite: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Manifest:
+        """Segment many images; see ``samsans.inference.folders.predict_folder``."""
+        from samsans.inference.folders import predict_folder
+
+        return predict_folder(
+            self,
+            inputs,
+            Path(out),
+            support=support,
+            task=task,
+            objects=objects,
+            labels=labels,
+            probabilities=probabilities,
+            seed=seed,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+
+    # -- supports ---------------------------------------------------------------------------------------------------
+
+    def encode_support(self, support: Any, name: str | None = None) -> Any:
+        """Encode support pairs once, to be passed as ``support`` any number of times.
+
+        Args:
+            support: Pairs, or a folder or CSV of images with masks.
+            name: Also keep the bank in the run folder as the task of this name.
+        """
+        return self.banks.encode(support, self.batch_size(None), name)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the banks kept in the run folder."""
+        return self.banks.tasks
+
+    def supports(self, support: Any, task: str | None, batch_size: int | None = None) -> Supports:
+        """The bank to segment with: a task's, one given, one made of pairs, or one of the run's training images."""
+        return self.banks.find(support, task, self.batch_size(batch_size))
+
+    # -- what the parts share ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights file; empty where nothing was loaded."""
+        return io.file_hash(self.weights_file) if self.weights_file is not None else ""
+
+    def target(self, found: Supports, wanted: Sequence[str] | None) -> Target:
+        """What to ask the method for: the bank's objects, or the run's; of those the ones wanted."""
+        if found.bank is None:
+            classes = self.classes
+        else:
+            classes = supports.classes_of(found.bank.objects, self.classes)
+        names = tuple(c.name for c in classes)
+        if not names:
+            raise InputError("no objects to segment", "the objects of the run", "Give classes")
+        if wanted is None:
+            return Target(names, tuple(range(len(names))), classes, found.bank)
+        unknown = [name for name in wanted if name not in names]
+        if unknown or not wanted:
+            raise InputError(f"objects {', '.join(unknown) or '(none)'}", f"some of {', '.join(names)}")
+        keep = tuple(i for i, name in enumerate(names) if name in wanted)
+        return Target(names, keep, tuple(classes[i] for i in keep), found.bank)
+
+    def draw(self, found: Supports, id: str, seed: int | None) -> tuple[int, ...]:
+        """Which pairs of the bank segment the case ``id`` (decision D-29)."""
+        return found.draw(id, self.k, self.config.seed if seed is None else seed)
+
+    def batch_size(self, wanted: int | None) -> int:
+        """Slices a batch: as asked for, else what fits about 2 million pixels on a CPU, four times that on a GPU."""
+        if wanted is not None:
+            if wanted < 1:
+                raise InputError(f"a batch of {wanted}", "at least 1")
+            return wanted
+        budget = SLICE_BUDGET * (1 if self.device.type == "cpu" else 4)
+        return max(1, min(16, budget // self.preprocess.input_size**2))
+
+    def runner(self, batch_size: int | None) -> Runner:
+        """What runs slices through the method."""
+        return Runner(self.method, self.preprocess, self.device, self.precision, self.batch_size(batch_size))
+
+    def dataset(self, path: str | Path) -> Dataset:
+        """The cases of a folder, CSV or image, with the voxel size that the run assumes where files state none."""
+        return find_cases(DataConfig(path=str(path), spacing=self.config.data.spacing))
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """The device meant: ``auto`` is CUDA where there is one, then Apple's MPS, then the CPU."""
+    if str(device) == "auto":
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device {device!r}", "auto, cpu, cuda, cuda:1 or mps") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda', but this torch sees no GPU", "auto or cpu")
+    return chosen
+
+
+def load(
+    run: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    checkpoint: Literal["best", "last"] = "best",
+) -> Segmenter:
+    """Open the folder of a trained run.
+
+    Args:
+        run: Folder that ``samsans train`` wrote.
+        device: ``auto`` (CUDA, MPS, CPU in this order), ``cpu``, ``cuda``, ...
+        precision: ``fp32``, or ``bf16`` autocast.
+        checkpoint: ``best`` on the validation images (``last`` where there were none), or ``last``.
+
+    Raises:
+        InputError: the folder is no run, or its weights do not fit.
+    """
+    run = Path(run)
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"{run} holds no config.yaml", "the folder of a run that `samsans train` wrote")
+    if checkpoint not in ("best", "last"):
+        raise InputError(f"checkpoint {checkpoint!r}", "best or last")
+    config = configuration.load(run / "config.yaml")
+    classes = read_classes(run / "classes.json")
+    method = methods.build(config, [c.name for c in classes])
+    file = None
+    if weights.trained_names(method):
+        file = weights.best_or_last(run) if checkpoint == "best" else run / "model" / "last.safetensors"
+        weights.load_weights(method, file)
+    return Segmenter(method, config, classes, run=run, weights_file=file, device=device, precision=precision)

@@ -1,0 +1,219 @@
+"""Images and volumes through a method, slice by slice: batches in, label maps out, memory bounded.
+
+A volume is cut into canonical slices, its label map is filled slice by slice, and only the slices of one batch exist as
+floating-point logits at a time.  A 2D image is a volume of one slice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samsans.data import classes as objects
+from samsans.data.transforms import Levels, Preprocess, normalize
+from samsans.errors import InputError
+from samsans.io.orientation import Orientation
+from samsans.ops.timing import Timer
+from samsans.types import Batch, ClassInfo, Prediction, Volume
+
+Axis = Literal["auto", "0", "1", "2"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked of a method.
+
+    objects: names of all objects it answers about.  keep: which of them are wanted, as positions.
+    classes: the wanted ones, in the order of ``keep``.  bank: encoded support pairs, of methods that have them.
+    """
+
+    objects: tuple[str, ...]
+    keep: tuple[int, ...]
+    classes: tuple[ClassInfo, ...]
+    bank: Any = None
+
+
+@dataclass
+class Job:
+    """One image or volume on its way to a label map.
+
+    slices: ``(D, H, W, C)`` canonical.  truth: ``(D, H, W)`` canonical values of the label file, or ``None``.
+    draw: support pairs of the target's bank.  labels, probabilities: canonical, filled as slices are done.
+    """
+
+    id: str
+    volume: Volume
+    orientation: Orientation
+    slices: np.ndarray
+    levels: Levels
+    first: Tensor
+    truth: np.ndarray | None = None
+    truth_classes: tuple[ClassInfo, ...] = ()
+    draw: tuple[int, ...] = ()
+    labels: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+    done: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def depth(self) -> int:
+        """Number of slices."""
+        return self.slices.shape[0]
+
+    def name(self, index: int) -> str:
+        """Name of a slice: ``case``, or ``case#012`` of a volume."""
+        return self.id if self.depth == 1 else f"{self.id}#{index:03d}"
+
+    def add(self, part: str, seconds: float) -> None:
+        """Count seconds."""
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+    def prediction(self, classes: Sequence[ClassInfo]) -> Prediction:
+        """The finished job on the input's own grid."""
+        assert self.labels is not None
+        labels, soft = self.orientation.from_slices(self.labels), None
+        if self.probabilities is not None:
+            soft = np.stack([self.orientation.from_slices(p) for p in self.probabilities])
+        return Prediction(labels, tuple(classes), soft, self.volume, dict(self.seconds))
+
+
+def open_job(
+    id: str,
+    volume: Volume,
+    preprocess: Preprocess,
+    axis: Axis = "auto",
+    *,
+    truth: Volume | None = None,
+    truth_classes: tuple[ClassInfo, ...] = (),
+    draw: tuple[int, ...] = (),
+) -> Job:
+    """Cut a volume into slices and prepare the first, so that an unusable image is known before the method runs."""
+    orientation = Orientation.of(volume, axis if axis == "auto" else int(axis))
+    slices = orientation.to_slices(volume.array)
+    if 0 in slices.shape:
+        raise InputError(f"{volume.path or id} has the shape {volume.array.shape}", "an image with pixels")
+    levels = preprocess.levels(volume.array)
+    try:
+        first = preprocess.image(slices[0], levels)
+    except InputError as error:
+        raise InputError(f"{volume.path or id}: {error}") from error
+    drawn = None if truth is None else orientation.to_slices(truth.array)
+    return Job(id, volume, orientation, slices, levels, first, drawn, truth_classes, draw)
+
+
+class Runner:
+    """Runs jobs through a method in batches of slices, over the borders of images.
+
+    Args:
+        method: Follows ``samsans.methods.Method``, in evaluation mode, on ``device``.
+        preprocess: How slices are shown to it.
+        device: Where it computes.
+        precision: ``fp32``, or ``bf16`` autocast.
+        batch_size: Slices a batch.
+    """
+
+    def __init__(
+        self, method: Any, preprocess: Preprocess, device: torch.device, precision: str, batch_size: int
+    ) -> None:
+        self.method, self.preprocess, self.device = method, preprocess, device
+        self.precision, self.batch_size = precision, batch_size
+        self._selected: tuple[Any, tuple[int, ...], Any] = (None, (), None)
+
+    def run(self, jobs: Iterable[Job], target: Target, *, probabilities: bool = False) -> Iterator[Job]:
+        """Yield every job when its last slice is done, in order.
+
+        A batch holds slices of the same draw of supports, since a method reads one bank a call.
+        """
+        waiting: list[tuple[Job, int]] = []
+        for job in jobs:
+            self._allocate(job, target, probabilities)
+            for index in range(job.depth):
+                if waiting and (len(waiting) == self.batch_size or waiting[0][0].draw != job.draw):
+                    yield from self._segment(waiting, target)
+                    waiting = []
+                waiting.append((job, index))
+        if waiting:
+            yield from self._segment(waiting, target)
+
+    @staticmethod
+    def _allocate(job: Job, target: Target, probabilities: bool) -> None:
+        highest = max((c.label for c in target.classes), default=0)
+        job.labels = np.zeros(job.slices.shape[:3], np.uint8 if highest < 256 else np.uint16)
+        if probabilities:
+            job.probabilities = np.zeros((len(target.classes), *job.slices.shape[:3]), np.float16)
+
+    def _segment(self, waiting: Sequence[tuple[Job, int]], target: Target) -> list[Job]:
+        """Segment a batch of slices; the jobs that are finished by it."""
+        start = time.perf_counter()
+        batch = self._batch(waiting, target)
+        bank = self._bank(target.bank, waiting[0][0].draw)
+        prepared = time.perf_counter()
+        with autocast(self.device, self.precision), torch.inference_mode():
+            logits = self.method.predict(batch, bank)
+        wanted = (len(waiting), len(target.objects), *batch.images.shape[2:])
+        if logits.shape != wanted:
+            raise RuntimeError(f"{type(self.method).__name__}.predict gave {tuple(logits.shape)}, not {wanted}")
+        logits = logits[:, list(target.keep)].float()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds = {"prepare": prepared - start, "model": time.perf_counter() - prepared}
+        timer = getattr(self.method, "timer", None)
+        seconds |= timer.reset() if isinstance(timer, Timer) else {}
+        assert batch.valid is not None
+        finished = []
+        for (job, index), one, valid in zip(waiting, logits, batch.valid.tolist(), strict=True):
+            start = time.perf_counter()
+            self._paint(job, index, one, valid, target.classes)
+            job.add("restore", time.perf_counter() - start)
+            for part, value in seconds.items():
+                job.add(part, value / len(waiting))
+            job.done += 1
+            finished += [job] if job.done == job.depth else []
+        return finished
+
+    def _batch(self, waiting: Sequence[tuple[Job, int]], target: Target) -> Batch:
+        images, valid, masks = [], [], []
+        for job, index in waiting:
+            picture = job.slices[index]
+            images.append(job.first if index == 0 else self.preprocess.image(picture, job.levels))
+            valid.append(self.preprocess.valid(*picture.shape[:2]))
+            if job.truth is not None:
+                shown = objects.class_masks(job.truth[index], job.truth_classes)
+                masks.append(self.preprocess.labels(shown))
+        where = torch.tensor(valid, dtype=torch.int64, device=self.device)
+        return Batch(
+            images=normalize(torch.stack(images).to(self.device), where),
+            masks=torch.stack(masks).to(self.device) if masks else None,
+            ids=tuple(job.name(index) for job, index in waiting),
+            objects=target.objects,
+            valid=where,
+        )
+
+    def _bank(self, bank: Any, draw: tuple[int, ...]) -> Any:
+        """The drawn pairs of the bank on the device; the latest draw is kept for the next batch."""
+        if bank is None:
+            return None
+        if self._selected[0] is not bank or self._selected[1] != draw:
+            chosen = bank if draw == tuple(range(bank.K)) else bank.select(draw)
+            self._selected = (bank, draw, chosen.to(self.device))
+        return self._selected[2]
+
+    def _paint(self, job: Job, index: int, logits: Tensor, valid: list[int], classes: Sequence[ClassInfo]) -> None:
+        """Fill one slice of the label map (and of the probabilities) from ``(N, S, S)`` logits."""
+        assert job.labels is not None
+        height, width = job.slices.shape[1:3]
+        native = self.preprocess.restore(logits, valid, (height, width))
+        if job.probabilities is not None:
+            job.probabilities[:, index] = native.sigmoid().cpu().numpy()
+        job.labels[index] = objects.compose(native.cpu().numpy(), classes)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """``bf16`` autocast where asked for, else nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
