@@ -123,8 +123,8 @@ def test_per_slice(tmp_path: Path) -> None:
     assert [row["dice"] for row in summary.cases] == [None, 1.0, 0.0, None]
     assert [row["slice"] for row in summary.cases] == [0, 1, 2, 3]
     assert summary.mean["dice"] == 0.5
-    assert summary.classes["object"]["n"] == 2
-    assert summary.classes["object"]["absent"] == 2
+    assert summary.classes["foreground"]["n"] == 2
+    assert summary.classes["foreground"]["absent"] == 2
     assert summary.mean["ci"]["dice"] is None  # one volume: nothing to resample
 
 
@@ -133,7 +133,7 @@ def test_classes_without_a_list(tmp_path: Path) -> None:
     put(tmp_path / "pred" / "v.nii.gz", labels, AFFINE)
     put(tmp_path / "ref" / "v.nii.gz", labels, AFFINE)
     summary = evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")
-    assert list(summary.classes) == ["label 1", "label 2"]
+    assert list(summary.classes) == ["class_1", "class_2"]
     assert summary.mean["dice"] == 1
 
 
@@ -141,8 +141,34 @@ def test_both_sides_255(tmp_path: Path) -> None:
     put(tmp_path / "pred.png", square(2, 2, 6, value=255))
     put(tmp_path / "truth.png", square(2, 2, 6, value=255))
     summary = evaluate(tmp_path / "pred.png", tmp_path / "truth.png", tmp_path / "out")  # two files, any names
-    assert list(summary.classes) == ["object"]
+    assert list(summary.classes) == ["foreground"]
     assert summary.mean["dice"] == 1
+
+
+@pytest.mark.parametrize(
+    ("drawn", "painted", "labels", "values"),
+    [
+        ({255}, {1}, [1], [(255,)]),
+        ({255}, {255}, [255], [(255,)]),
+        ({255}, set(), [1], [(255,)]),
+        ({2}, {1, 2}, [2], [(2,)]),
+        ({1, 2, 4}, {1, 4}, [1, 2, 4], [(1,), (2,), (4,)]),
+        ({50, 100}, {1, 2}, [1, 2], [(50,), (100,)]),
+        ({1, 2}, {1, 2, 3}, [1, 2, 3], [(1,), (2,), (3,)]),
+        (set(range(1, 20)) | set(range(236, 256)), {1}, [1], [tuple(range(128, 256))]),
+    ],
+)
+def test_infer(drawn: set[int], painted: set[int], labels: list[int], values: list[tuple[int, ...]]) -> None:
+    found = matching.infer(drawn, painted)
+    assert [c.label for c in found] == labels
+    assert [c.values for c in found] == values
+
+
+def test_only_zeros(tmp_path: Path) -> None:
+    put(tmp_path / "pred" / "a.png", square(0, 0, 0))
+    put(tmp_path / "ref" / "a.png", square(0, 0, 0))
+    with pytest.raises(InputError, match="only zeros"):
+        evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")
 
 
 def test_object_inside_another(tmp_path: Path) -> None:
@@ -160,14 +186,19 @@ def test_object_inside_another(tmp_path: Path) -> None:
 def test_given_classes_meet_the_predicted_by_name(polyps: Path) -> None:
     cases = [Case("a/0", "p", (), labels=((polyps / "ref" / "a" / "0.png",),))]
     summary = evaluate(polyps / "pred", cases, polyps / "out", classes=[ClassInfo("lesion", 7, (255,))])
-    assert summary.classes["lesion"]["dice"] == 1
+    assert summary.classes["polyp"]["dice"] == 1  # one object on each side, of the same value
+    assert any("calls its objects lesion" in note for note in summary.notes)
     pair = matching.Pair(Path("x"), cases[0])
     theirs = [ClassInfo("cup", 1, (9,)), ClassInfo("disc", 2, (8, 9))]
     ours = [ClassInfo("disc", 1, (1, 2)), ClassInfo("cup", 2, (2,))]
-    resolved, _ = matching.resolve_classes(ours, theirs, [pair])
+    resolved = matching.resolve_classes(ours, theirs, [pair])
     assert resolved == (ClassInfo("disc", 2, (1, 2)), ClassInfo("cup", 1, (2,)))
+    unnamed = [ClassInfo("class_1", 1, (1,)), ClassInfo("class_2", 2, (2,))]
+    assert matching.resolve_classes(unnamed, ours, [pair]) == tuple(ours)  # the values are all known
+    alone = matching.resolve_classes([ClassInfo("foreground", 1, (1,))], [ClassInfo("polyp", 3, (255,))], [pair])
+    assert alone == (ClassInfo("polyp", 3, (1,)),)
     with pytest.raises(InputError, match="same class names"):
-        matching.resolve_classes(ours, [ClassInfo("a", 1, (1,)), ClassInfo("b", 2, (2,))], [pair])
+        matching.resolve_classes(ours, [ClassInfo("a", 1, (1,)), ClassInfo("b", 2, (5,))], [pair])
 
 
 def test_cases_stacked_with_annotators_and_patients(tmp_path: Path) -> None:

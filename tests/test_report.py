@@ -51,7 +51,7 @@ def page(tmp_path: Path) -> Page:
             io.write_labels(tmp_path / folder / f"case{i}.nii.gz", labels, like=Volume(labels, AFFINE))
         image = rng.normal(100, 30, drawn.shape).astype(np.float32)
         io.write_image(tmp_path / "images" / f"case{i}.nii.gz", image, like=Volume(image[..., None], AFFINE))
-    classes = [{"name": "left <b>$x", "label": 1}, {"name": "right", "label": 2}]
+    classes = [{"name": "left <b>$x", "label": 1, "values": [1]}, {"name": "right", "label": 2, "values": [2]}]
     (tmp_path / "pred" / "classes.json").write_text(json.dumps({"classes": classes}))
     manifest = {"model": {"name": "tiny <i>"}, "versions": {"torch": "2"}, "files": [{"a": 1}] * 3}
     (tmp_path / "pred" / "manifest.json").write_text(json.dumps(manifest))

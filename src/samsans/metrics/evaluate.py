@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from samsans import io
+from samsans.data.classes import painted
 from samsans.errors import InputError
 from samsans.io.atomic import write_json, write_text
 from samsans.metrics import conventions, matching, statistics
@@ -95,12 +96,12 @@ def evaluate(
     reference = Path(reference) if isinstance(reference, str) else reference
     matched = matching.match(predictions, reference, Path(images) if images is not None else None, allow_missing)
     named = matching.read_classes(predictions)
-    objects, recode = matching.resolve_classes(classes, named, matched.pairs)
+    objects = matching.resolve_classes(classes, named, matched.pairs)
 
     rows: list[dict[str, Any]] = []
     strangers: dict[str, dict[int, int]] = {"reference": {}, "prediction": {}}
     for done, pair in enumerate(matched.pairs, start=1):
-        rows += _score_case(pair, objects, recode, rules, nsd_tolerance_mm, strangers)
+        rows += _score_case(pair, objects, rules, nsd_tolerance_mm, strangers)
         if on_progress is not None:
             on_progress(Progress(done, len(matched.pairs), pair.case.id, "scored"))
     if not any(row["reference_voxels"] for row in rows):
@@ -110,8 +111,12 @@ def evaluate(
             "references in which at least one object is drawn",
             "give the classes with the values of these files",
         )
-    summary = _summarise(rows, objects, rules, matched, strangers, nsd_tolerance_mm, bootstrap, seed, predictions)
-    page = report.render(summary, matched.pairs, objects, recode)
+    notes = _notes(rows, matched, strangers)
+    if classes and named and {c.name for c in classes} != {c.name for c in named}:
+        theirs, ours = (", ".join(c.name for c in side) for side in (classes, named))
+        notes.append(f"The reference calls its objects {theirs}, the predictions {ours}: matched by their mask values.")
+    summary = _summarise(rows, objects, rules, matched, notes, nsd_tolerance_mm, bootstrap, seed, predictions)
+    page = report.render(summary, matched.pairs, objects)
     write_text(out / "cases.csv", _csv(rows))
     write_text(out / "report.html", page)
     write_json(out / "summary.json", summary.to_dict())
@@ -121,7 +126,6 @@ def evaluate(
 def _score_case(
     pair: matching.Pair,
     objects: Sequence[ClassInfo],
-    recode: Mapping[int, int],
     rules: Convention,
     tolerance: float,
     strangers: dict[str, dict[int, int]],
@@ -131,7 +135,7 @@ def _score_case(
     matching.check_grid(predicted, drawn, pair.case.id)
     known = {
         "reference": {v for c in objects for v in c.values},
-        "prediction": {c.label for c in objects} | set(recode),
+        "prediction": {c.label for c in objects},
     }
     for side, volume in (("reference", drawn), ("prediction", predicted)):
         for value in matching.values_of(volume.array) - known[side]:
@@ -139,7 +143,7 @@ def _score_case(
     grid = drawn if drawn.affine is not None else predicted
     unit = grid.unit if rules.use_spacing else "px"
     rows: list[dict[str, Any]] = []
-    for name, p, r in object_masks(predicted.array, drawn.array, objects, recode):
+    for name, p, r in object_masks(predicted.array, drawn.array, objects):
         samples: list[tuple[int | None, np.ndarray, np.ndarray, tuple[float, ...]]]
         if rules.level == "slice":
             samples = [(z, p[z], r[z], grid.spacing[1:]) for z in range(len(r))]
@@ -152,13 +156,16 @@ def _score_case(
 
 
 def object_masks(
-    predicted: np.ndarray, drawn: np.ndarray, objects: Sequence[ClassInfo], recode: Mapping[int, int]
+    predicted: np.ndarray, drawn: np.ndarray, objects: Sequence[ClassInfo]
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, predicted mask and reference mask of each object, bool, of the shape of the label maps."""
-    own = matching.parts(objects)
-    back = {new: old for old, new in recode.items()}
-    wanted = [[back.get(label, label) for label in own[c.label]] for c in objects]
-    return [(c.name, _member(predicted, w), _member(drawn, c.values)) for c, w in zip(objects, wanted, strict=True)]
+    """Name, predicted mask and reference mask of each object, bool, of the shape of the label maps.
+
+    An object painted over another that holds it by definition (a cup in its disc) counts for both.
+    """
+    ours = painted(objects)
+    return [
+        (c.name, _member(predicted, p.values), _member(drawn, c.values)) for c, p in zip(objects, ours, strict=True)
+    ]
 
 
 def _member(array: np.ndarray, values: Sequence[int]) -> np.ndarray:
@@ -184,7 +191,7 @@ def _summarise(
     objects: Sequence[ClassInfo],
     rules: Convention,
     matched: matching.Matching,
-    strangers: Mapping[str, Mapping[int, int]],
+    notes: Sequence[str],
     tolerance: float,
     resamples: int,
     seed: int,
@@ -233,7 +240,7 @@ def _summarise(
         classes=classes,
         cases=list(rows),
         skipped=matched.skipped,
-        notes=_notes(rows, matched, strangers),
+        notes=notes,
         predictions=str(predictions),
         provenance=_manifest(predictions),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from samsans import io
+from samsans.data import classes as objects
 from samsans.errors import InputError
 from samsans.types import Case, ClassInfo, Volume
 
@@ -118,84 +118,64 @@ def check_grid(prediction: Volume, reference: Volume, case: str) -> None:
         )
 
 
-def read_classes(folder: Path) -> tuple[ClassInfo, ...] | None:
-    """What ``classes.json`` of a prediction folder says of its labels; None where there is no such file.
-
-    The file: ``{"classes": [{"name": "polyp", "label": 1, "values": [255]}, ...]}``, ``values`` being those of the
-    reference files that belong to the object (the label itself where not given).
-    """
-    path = (folder.parent if folder.is_file() else folder) / "classes.json"
-    if not path.is_file():
-        return None
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["classes"]
-        return tuple(
-            ClassInfo(str(e["name"]), int(e["label"]), tuple(int(v) for v in e.get("values", [e["label"]])))
-            for e in entries
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} cannot be understood ({type(error).__name__}: {error})",
-            '{"classes": [{"name": "polyp", "label": 1, "values": [255]}]}',
-        ) from error
+def read_classes(predictions: Path) -> tuple[ClassInfo, ...] | None:
+    """What ``classes.json`` beside the predictions says of their labels; None where there is no such file."""
+    path = (predictions.parent if predictions.is_file() else predictions) / "classes.json"
+    return objects.read_classes(path) if path.is_file() else None
 
 
 def resolve_classes(
     given: Sequence[ClassInfo] | None, predicted: Sequence[ClassInfo] | None, pairs: Sequence[Pair]
-) -> tuple[tuple[ClassInfo, ...], dict[int, int]]:
-    """The objects to score, and how to recode prediction values.
+) -> tuple[ClassInfo, ...]:
+    """The objects to score: ``label`` is their value in the predictions, ``values`` those in the references.
 
-    given: the reference's classes; predicted: those of ``classes.json``.  Where both are there they are matched by name
-    (a single class on both sides matches whatever its names): labels come from the prediction, values from the
-    reference.  Where neither is there, the classes are the values found: one non-zero value in all references is
-    object 1 whatever the value (0/255 masks), more are labels by themselves; a prediction of 0/255 is recoded to 0/1.
-    Raises InputError where a class of one side is unknown to the other, or no object is found.
+    given: the reference's classes; predicted: those of ``classes.json``.  With both, the same names are the same
+    objects (labels of the prediction, values of the reference).  Where names differ, ``classes.json`` stands if it
+    knows all values of the reference, and one class on each side is the same object.  With neither, see ``infer``.
+    Raises InputError where both sides speak of different objects, or no object is found.
     """
     if given and predicted:
-        if len(given) == len(predicted) == 1:
-            return (ClassInfo(given[0].name, predicted[0].label, given[0].values),), {}
         label = {c.name: c.label for c in predicted}
-        if set(label) != {c.name for c in given}:
-            raise InputError(
-                f"predictions of {', '.join(label)} and references of {', '.join(c.name for c in given)}",
-                "the same class names on both sides",
-                "predict with a model of these classes, or correct the names",
-            )
-        return tuple(ClassInfo(c.name, label[c.name], c.values) for c in given), {}
+        if set(label) == {c.name for c in given}:
+            return tuple(ClassInfo(c.name, label[c.name], c.values) for c in given)
+        if {v for c in given for v in c.values} <= {v for c in predicted for v in c.values}:
+            return tuple(predicted)
+        if len(given) == len(predicted) == 1:
+            return (ClassInfo(predicted[0].name, predicted[0].label, given[0].values),)
+        raise InputError(
+            f"predictions of {', '.join(label)} and references of {', '.join(c.name for c in given)}",
+            "the same class names, or the same mask values, on both sides",
+            "predict with a model of these classes, or correct the names",
+        )
     if given or predicted:
-        return tuple(given or predicted or ()), {}
+        return tuple(given or predicted or ())
     drawn = set().union(*(values_of(read_reference(p.case).array) for p in pairs))
     painted = set().union(*(values_of(io.read_labels(p.prediction).array) for p in pairs))
-    recode = {255: 1} if painted == {255} else {}
-    if len(drawn) == 1:
-        return (ClassInfo("object", 1, tuple(drawn)),), recode
-    labels = sorted(drawn | (painted if not recode else {1}))
-    if not labels:
-        raise InputError("only zeros in all predictions and references", "label maps with at least one object")
-    return tuple(ClassInfo(f"label {v}", v, (v,)) for v in labels), recode
+    return infer(drawn, painted)
 
 
-def parts(classes: Sequence[ClassInfo]) -> dict[int, tuple[int, ...]]:
-    """For each label, the labels of a label map that belong to its object: its own, and those of the objects inside it.
+def infer(drawn: set[int], painted: set[int]) -> tuple[ClassInfo, ...]:
+    """The objects, from the non-zero values found in all references and in all predictions (our decision).
 
-    An object lies inside another when its file values are some, not all, of the other's: a cup (2) in a disc (1, 2)
-    is painted over the disc in a label map, yet the disc is whole.
+    One object in the references (one value, or the grey levels of a JPEG mask): its label is the same value where the
+    predictions hold it, else their only value, else 1.  Several: the same values mean the same objects; where no value
+    is shared, predictions 1..N are the reference's values in order.
     """
-    inside = {o.label: tuple(c.label for c in classes if set(c.values) < set(o.values)) for o in classes}
-    return {label: (label, *others) for label, others in inside.items()}
+    found, _ = objects.infer_classes(drawn)
+    if not drawn | painted:
+        raise InputError("only zeros in all predictions and references", "label maps with at least one object")
+    if len(found) == 1:
+        shared = painted & set(found[0].values)
+        label = min(shared) if len(shared) == 1 else min(painted) if len(painted) == 1 else 1
+        return (ClassInfo(found[0].name, label, found[0].values),)
+    if painted and not painted & drawn and painted <= {c.label for c in found}:
+        return found
+    return tuple(ClassInfo(f"class_{v}", v, (v,)) for v in sorted(drawn | painted))
 
 
 def values_of(array: np.ndarray) -> set[int]:
     """The non-zero values in an integer array ``(D, H, W)``."""
-    found: set[int] = set()
-    for plane in array:  # by slice: counting needs 8 bytes a voxel
-        if plane.dtype.kind == "b":
-            found |= {1} if plane.any() else set()
-        elif plane.size and plane.min() >= 0 and plane.max() < 2**16:
-            found.update(np.flatnonzero(np.bincount(plane.ravel())).tolist())
-        else:
-            found.update(np.unique(plane).tolist())
-    return found - {0}
+    return {v for plane in array for v in objects.value_counts(plane)} - {0}  # by slice: counting takes 8 bytes a voxel
 
 
 def _cases_of(reference: Path, images: Path | None) -> list[Case]:

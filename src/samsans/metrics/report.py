@@ -28,9 +28,7 @@ LONGEST_PICTURE = 1024
 INK, FAINT = "#010203", "#040506"  # stand-ins that become the page's own text and line colours
 
 
-def render(
-    summary: Summary, pairs: Sequence[matching.Pair], objects: Sequence[ClassInfo], recode: Mapping[int, int]
-) -> str:
+def render(summary: Summary, pairs: Sequence[matching.Pair], objects: Sequence[ClassInfo]) -> str:
     """The report as HTML text; reads again the label maps and images of at most three cases."""
     template = resources.files("samsans.metrics").joinpath("report.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -42,7 +40,7 @@ def render(
         "asd_mm": f"ASD [{summary.unit}]",
         "nsd": f"NSD at {summary.nsd_tolerance:g} {summary.unit}",
     }
-    chips = {c.name: "#{:02x}{:02x}{:02x}".format(*color(c.label)) for c in objects}
+    chips = {c.name: "#{:02x}{:02x}{:02x}".format(*color(k)) for k, c in enumerate(objects, start=1)}
     rows = sorted(summary.cases, key=lambda row: (2.0 if row["dice"] is None else row["dice"], row["id"]))
     return environment.from_string(template).render(
         summary=summary,
@@ -51,7 +49,7 @@ def render(
         names=names,
         chips=chips,
         plots=[box_plot(summary, m, names[m], chips) for m in ("dice", "hd95_mm")],
-        pictures=_examples(summary, pairs, objects, recode),
+        pictures=_examples(summary, pairs, objects),
         rows=rows[:LISTED_ROWS],
         provenance=_flat(summary.provenance),
         sliced=any(row["slice"] is not None for row in summary.cases),
@@ -115,9 +113,7 @@ def box_plot(summary: Summary, metric: str, title: str, chips: Mapping[str, str]
     return svg
 
 
-def _examples(
-    summary: Summary, pairs: Sequence[matching.Pair], objects: Sequence[ClassInfo], recode: Mapping[int, int]
-) -> list[dict[str, Any]]:
+def _examples(summary: Summary, pairs: Sequence[matching.Pair], objects: Sequence[ClassInfo]) -> list[dict[str, Any]]:
     """Best, median and worst case by the mean Dice of their objects; fewer where there are fewer cases."""
     scores: dict[str, list[float | None]] = {}
     for row in summary.cases:
@@ -133,21 +129,21 @@ def _examples(
         value, case = ranked[place]
         if case not in shown:
             rows = [row for row in summary.cases if row["id"] == case]
-            shown[case] = {"title": title, "id": case, "dice": value, **_picture(by_id[case], objects, recode)}
+            shown[case] = {"title": title, "id": case, "dice": value, **_picture(by_id[case], objects)}
             shown[case]["classes"] = {
                 c.name: conventions.mean([row["dice"] for row in rows if row["class"] == c.name]) for c in objects
             }
     return list(shown.values())
 
 
-def _picture(pair: matching.Pair, objects: Sequence[ClassInfo], recode: Mapping[int, int]) -> dict[str, Any]:
+def _picture(pair: matching.Pair, objects: Sequence[ClassInfo]) -> dict[str, Any]:
     """The telling slice of one case with and without labels, as data URIs, and what to say below it."""
     drawn = matching.read_reference(pair.case)
-    masks = object_masks(io.read_labels(pair.prediction).array, drawn.array, objects, recode)
+    masks = object_masks(io.read_labels(pair.prediction).array, drawn.array, objects)
     predicted, reference = np.zeros(drawn.shape, dtype=np.int32), np.zeros(drawn.shape, dtype=np.int32)
-    for c, (_, p, r) in sorted(zip(objects, masks, strict=True), key=lambda item: -len(item[0].values)):
-        predicted[p] = c.label  # largest first: an object inside another is painted over it
-        reference[r] = c.label
+    for k in sorted(range(len(objects)), key=lambda k: -len(objects[k].values)):
+        predicted[masks[k][1]] = k + 1  # largest first: an object inside another is painted over it
+        reference[masks[k][2]] = k + 1
     area = (reference > 0).sum(axis=(1, 2))
     z = int(np.argmax(area if area.any() else (predicted > 0).sum(axis=(1, 2))))
     image, note = _image_slice(pair, z, drawn.shape)
