@@ -261,6 +261,16 @@ class TestCompilation:
         assert kept.exists()
 
     @needs_compiler
+    @pytest.mark.parametrize("flags", [(), ("-mavx2", "-mfma")], ids=["4 lanes", "8 lanes"])
+    def test_narrower_vectors(self, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        if "-mavx2" in flags and " avx2 " not in scan_cpu._processor():
+            pytest.skip("no AVX2 here")
+        monkeypatch.setattr(Path, "home", lambda: tmp_path)
+        monkeypatch.setattr(scan_cpu, "_MACHINE_FLAGS", (flags,))
+        inputs = make(70, 22, 2, large=True)
+        assert_close(run(inputs, "cpp", dtype=torch.float32), run(inputs, "sequential"), 1e-6, 5e-6)
+
+    @needs_compiler
     def test_a_home_that_cannot_be_written(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -71,10 +71,10 @@ struct Sizes {
   bool reverse;
   int64_t blocks() const { return (channels + W - 1) / W; }
   int64_t chunks() const { return (length + CHUNK - 1) / CHUNK; }
-  int64_t token(int64_t b, int64_t i) const { return b * length + (reverse ? length - 1 - i : i); }  // i-th in scan order
+  int64_t token(int64_t b, int64_t i) const { return b * length + (reverse ? length - 1 - i : i); }  // in scan order
 };
 
-// The columns [e, e + W) of A (times log2(e), for exp2) as vectors; NS is the number of states, 0 if only known at run time.
+// Channels [e, e + lanes) of A times factor, one vector per state.
 static void load_a(const float* A, const Sizes& s, int64_t e, int lanes, float factor, vf* out) {
   for (int64_t n = 0; n < s.states; ++n) {
     float column[W] = {};
@@ -85,6 +85,7 @@ static void load_a(const float* A, const Sizes& s, int64_t e, int lanes, float f
 
 static const float LOG2E = 1.44269504088896341f;
 
+// One block of channels of sequence b.  NS is the number of states, 0 if only known at run time.
 template <int NS>
 static void forward_block(const float* x, const float* dt, const float* A, const float* B, const float* C,
                           const float* D, float* y, float* kept, const Sizes& s, int64_t b, int64_t block) {
@@ -125,9 +126,10 @@ static void backward_blocks(const float* x, const float* dt, const float* A, con
                             float* gB, float* gC, float* gD, const Sizes& s, int64_t b, int64_t first, int64_t last) {
   const int64_t N = NS ? NS : s.states, E = s.channels, count = last - first;
   // Per block: A log2(e), A, adjoint of the state, gradient of A.  Per token of a chunk: decay, state before, gB, gC.
-  std::vector<vf> buffer(4 * count * N + count + 4 * CHUNK * N + N);
+  // The gradients of A and D are summed within a chunk first, so that rounding errors grow with its length only.
+  std::vector<vf> buffer(4 * count * N + count + 4 * CHUNK * N + 2 * N);
   vf *per_block = buffer.data(), *gd = per_block + 4 * count * N, *decay = gd + count, *before = decay + CHUNK * N;
-  vf *gb = before + (CHUNK + 1) * N, *gc = gb + CHUNK * N;
+  vf *gb = before + (CHUNK + 1) * N, *gc = gb + CHUNK * N, *ga = gc + CHUNK * N;
   for (int64_t k = 0; k < count; ++k) {
     const int64_t e = (first + k) * W;
     const int lanes = E - e < W ? int(E - e) : W;
@@ -141,7 +143,8 @@ static void backward_blocks(const float* x, const float* dt, const float* A, con
       const int64_t e = (first + k) * W;
       const int lanes = E - e < W ? int(E - e) : W;
       const vf *a2 = per_block + 4 * k * N, *a = a2 + N;
-      vf *g = per_block + (4 * k + 2) * N, *ga = g + N;
+      vf *g = per_block + (4 * k + 2) * N, *ga_total = g + N;
+      for (int64_t n = 0; n < N; ++n) ga[n] = vf{};
       std::memcpy(before, kept + ((b * s.blocks() + first + k) * s.chunks() + chunk) * N * W, N * sizeof(vf));
       for (int64_t i = 0; i < steps; ++i) {
         const int64_t row = s.token(b, start + i);
@@ -156,7 +159,7 @@ static void backward_blocks(const float* x, const float* dt, const float* A, con
         }
       }
       const vf d = load(D + e, lanes);
-      vf gdk = gd[k];
+      vf gdk{};
       for (int64_t i = steps - 1; i >= 0; --i) {
         const int64_t row = s.token(b, start + i);
         const vf xt = load(x + row * E + e, lanes), delta = load(dt + row * E + e, lanes), u = delta * xt;
@@ -178,7 +181,8 @@ static void backward_blocks(const float* x, const float* dt, const float* A, con
         store(gdt + row * E + e, gdelta + xt * gu, lanes);
         gdk += out * xt;
       }
-      gd[k] = gdk;
+      gd[k] += gdk;
+      for (int64_t n = 0; n < N; ++n) ga_total[n] += ga[n];
     }
     for (int64_t i = 0; i < steps; ++i)
       for (int64_t n = 0; n < N; ++n) {
@@ -189,9 +193,9 @@ static void backward_blocks(const float* x, const float* dt, const float* A, con
   for (int64_t k = 0; k < count; ++k) {
     const int64_t e = (first + k) * W;
     const int lanes = E - e < W ? int(E - e) : W;
-    const vf* ga = per_block + (4 * k + 3) * N;
+    const vf* total = per_block + (4 * k + 3) * N;
     for (int64_t n = 0; n < N; ++n)
-      for (int i = 0; i < lanes; ++i) gA[(b * E + e + i) * N + n] = ga[n][i];
+      for (int i = 0; i < lanes; ++i) gA[(b * E + e + i) * N + n] = total[n][i];
     store(gD + b * E + e, gd[k], lanes);
   }
 }

@@ -59,8 +59,8 @@ def selective_scan(
     _check(*tensors, backend)
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
     with torch.autocast(x.device.type, enabled=False):
-        tensors = tuple(t.to(dtype) for t in tensors)
-        return _choose(backend, tensors[0])(*tensors, reverse)
+        x, dt, A, B, C, D = (t.to(dtype) for t in tensors)
+        return _choose(backend, x)(x, dt, A, B, C, D, reverse)
 
 
 def _choose(backend: str, x: Tensor) -> Any:

@@ -223,7 +223,6 @@ class VisionTransformer(nn.Module):
             image_size=self.side,
             patch_size=patch,
             num_channels=in_channels,
-            attn_implementation="sdpa",
         )
         self.vit = ViTModel(config, add_pooling_layer=False)
         if checkpoint:
