@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from samsans.errors import InputError
 from samsans.io.atomic import suffix
 
@@ -123,11 +121,6 @@ def unknown_suffix(path: Path, known: tuple[str, ...]) -> InputError:
     return InputError(
         f"{path} ends in {suffix(path) or 'no suffix'!s}", "one of " + ", ".join(known), "Rename or convert the file"
     )
-
-
-def single_channel(array: np.ndarray) -> np.ndarray:
-    """``(D, H, W, 1)`` without its last axis; other arrays as they are."""
-    return array[..., 0] if array.ndim == 4 and array.shape[3] == 1 else array
 
 
 def file_hash(path: str | Path) -> str:

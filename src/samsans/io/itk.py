@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from samsans.errors import InputError
-from samsans.io.files import reading, single_channel
+from samsans.io.arrays import single_channel
+from samsans.io.files import reading
 from samsans.io.geometry import affine_of, steps_and_origin
 from samsans.types import Volume
 

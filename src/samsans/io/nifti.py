@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from samsans.errors import InputError
-from samsans.io.files import reading, single_channel
+from samsans.io.arrays import single_channel
+from samsans.io.files import reading
 from samsans.types import Volume
 
 
@@ -34,7 +35,7 @@ def read(path: Path, labels: bool = False) -> Volume:
             raise InputError(f"{path} holds {type(image).__name__}", "a NIfTI image", "Rename it to its own suffix")
         _warn_if_forms_differ(path, header)
         scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
-        array = np.asarray(proxy.get_scaled(np.float32) if scaled else proxy.get_unscaled())
+        array = np.asarray(proxy, np.promote_types(proxy.dtype, np.float32) if scaled else proxy.dtype)
     if array.dtype.names:  # RGB24, RGBA32
         array = np.stack([array[name] for name in array.dtype.names], axis=-1)
     if array.dtype.kind == "c":

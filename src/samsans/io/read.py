@@ -12,6 +12,7 @@ import numpy as np
 
 from samsans.errors import InputError
 from samsans.io import files
+from samsans.io.arrays import smallest_integer
 from samsans.types import Volume
 
 READERS = (
@@ -45,6 +46,8 @@ def read_image(path: str | Path, series: str = "") -> Volume:
     Raises InputError for missing, unknown and damaged files, and for NaN or infinite values.
     """
     path = Path(path)
+    if series and not path.is_dir():
+        raise InputError(f"{path} is one file and has no series to choose", "a DICOM folder", "Leave out series")
     volume = _reader(path).read(path, series=series) if series else _reader(path).read(path)
     _refuse_flat_grid(volume)
     _refuse_non_finite(volume.array, path, "replace them by the value of air or background")
@@ -89,8 +92,7 @@ def _whole(array: np.ndarray, path: Path) -> np.ndarray:
             "label values 0, 1, 2, ...",
             "Threshold a probability map before using it as labels, and resample masks with nearest neighbour",
         )
-    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
-    return array.astype(np.result_type(np.min_scalar_type(low), np.min_scalar_type(high)))
+    return array.astype(smallest_integer(array))
 
 
 def _refuse_flat_grid(volume: Volume) -> None:

@@ -28,7 +28,7 @@ ALPHA_SAMPLES = (1, 2)  # associated and unassociated alpha
 def read(path: Path, labels: bool = False) -> Volume:
     """Read as ``(D, H, W, C)`` in the file's dtype; palettes, 1-bit files and alpha as ``images.read`` does.
 
-    Images in which white is zero are inverted, so that larger is brighter.
+    Images in which white is zero are inverted, so that larger is brighter; label values are never changed.
     Raises InputError for damaged files, pages of several sizes, and more axes than slices, rows, columns, channels.
     """
     import tifffile
@@ -40,7 +40,7 @@ def read(path: Path, labels: bool = False) -> Volume:
         array, axes = series.asarray(), series.axes
         photometric, extra, colours = int(page.photometric), page.extrasamples, page.colormap
     array = _arrange(array, axes, path)
-    if photometric == WHITE_IS_ZERO and (array.dtype == bool or (not labels and array.dtype.kind == "u")):
+    if photometric == WHITE_IS_ZERO and not labels and array.dtype.kind in "bu":
         array = ~array
     if array.dtype == bool:
         array = array.astype(np.uint8) * (1 if labels else 255)
@@ -102,7 +102,11 @@ def _through_pillow(path: Path, page: TiffPage, labels: bool) -> np.ndarray:
             "pip install imagecodecs, or save the file with Deflate compression",
         )
     with Image.open(path) as image:
-        return np.stack([images.pixels(frame, path, labels) for frame in ImageSequence.Iterator(image)])
+        array = np.stack([images.pixels(frame, path, labels) for frame in ImageSequence.Iterator(image)])
+    inverted = page.bitspersample <= 8  # by Pillow, where white is zero
+    if page.photometric == WHITE_IS_ZERO and inverted == labels:
+        array = (1 if labels and page.bitspersample == 1 else np.iinfo(array.dtype).max) - array
+    return array
 
 
 def write(temporary: Path, array: np.ndarray, like: Volume | None = None) -> None:

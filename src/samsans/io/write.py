@@ -9,6 +9,7 @@ import numpy as np
 
 from samsans.errors import InputError
 from samsans.io import files
+from samsans.io.arrays import smallest_integer
 from samsans.io.atomic import atomic_path, suffix
 from samsans.types import Volume
 
@@ -36,7 +37,7 @@ def write_labels(path: str | Path, labels: np.ndarray, like: Volume | None = Non
         raise InputError(f"labels of shape {labels.shape}", "a label map (D, H, W)", "Add a slice axis to 2D masks")
     if labels.dtype.kind not in "biu":
         raise InputError(f"labels of dtype {labels.dtype}", "integers", "Use write_image for maps of real values")
-    _write(path, labels.astype(_storage(labels)), like)
+    _write(path, labels.astype(smallest_integer(labels)), like)
     return path
 
 
@@ -54,15 +55,6 @@ def write_image(path: str | Path, array: np.ndarray, like: Volume | None = None)
     array = array.astype(small.get(array.dtype, array.dtype), copy=False)
     _write(path, array[..., None] if array.ndim == 3 else array, like)
     return path
-
-
-def _storage(labels: np.ndarray) -> np.dtype:
-    low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
-    kinds = (np.uint8, np.uint16, np.uint32) if low >= 0 else (np.int16, np.int32)
-    for kind in kinds:
-        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
-            return np.dtype(kind)
-    raise InputError(f"labels from {low} to {high}", f"values that fit {np.dtype(kinds[-1])}", "Renumber the classes")
 
 
 def _write(path: Path, array: np.ndarray, like: Volume | None) -> None:
