@@ -71,7 +71,7 @@ def find_images(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder", "a folder of images", "Check the path")
     found: list[Path] = []
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files = [Path(root) / name for name in names if not name.startswith(".")]
         found += [f for f in files if suffix(f) in KNOWN_SUFFIXES and suffix(f) not in DICOM_SUFFIXES]
@@ -84,6 +84,10 @@ def find_images(folder: str | Path) -> list[Path]:
             "Check the path and the suffixes",
         )
     return sorted(found)
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(f"{error.filename} cannot be listed: {error.strerror}", "a readable folder", "Check its rights")
 
 
 def _dicom_images(folder: Path, files: list[Path]) -> list[Path]:
@@ -118,9 +122,8 @@ def output_suffix(path: str | Path) -> str:
 
 def unknown_suffix(path: Path, known: tuple[str, ...]) -> InputError:
     """The error for a file whose suffix states no format that can be used here."""
-    return InputError(
-        f"{path} ends in {suffix(path) or 'no suffix'!s}", "one of " + ", ".join(known), "Rename or convert the file"
-    )
+    found = f"{path} ends in {suffix(path)}" if suffix(path) else f"{path} has no suffix"
+    return InputError(found, "one of " + ", ".join(known), "Rename or convert the file")
 
 
 def file_hash(path: str | Path) -> str:

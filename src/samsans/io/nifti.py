@@ -88,6 +88,7 @@ def write(temporary: Path, array: np.ndarray, like: Volume | None = None) -> Non
         header = kind.header_class.from_header(source, check=False)
         header.extensions.clear()
         header.set_data_shape(values.shape)
+        header["pixdim"] = source["pixdim"]  # set_data_shape resets those of unused axes
         header.set_data_dtype(values.dtype)
         header.set_intent("none")
         for field in ("scl_slope", "scl_inter"):
