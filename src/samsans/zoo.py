@@ -81,7 +81,8 @@ class BackboneEntry:
 
     hub_id: repository on the Hugging Face hub; url: the original file (its name carries the first six digits of its
     MD5 for the official SAM files); both empty for networks that start from random weights.
-    parameters: all of the network.  megabytes: size of the file in float32.
+    parameters: all that can be learnt (the Fourier matrix of positions is fixed); megabytes: of the file, in float32;
+        both 0 where there is no file.
     """
 
     name: str

@@ -87,6 +87,8 @@ def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Sam:
         attention=config.attention,
         checkpointing=config.checkpointing,
     )
+    if sam.from_scratch:
+        _ = sam.base_hash  # of the initial weights, whatever is loaded or learnt later
     if config.train == "all":
         sam.freeze(False)
     return sam.eval()
