@@ -259,6 +259,15 @@ def test_no_reference_holds_the_class(polyps: Path) -> None:
         evaluate(polyps / "pred", polyps / "ref", polyps / "out")
 
 
+def test_healthy_references(polyps: Path) -> None:
+    for path in (polyps / "ref" / "a").iterdir():
+        put(path, square(0, 0, 0))
+    summary = evaluate(polyps / "pred", polyps / "ref", polyps / "out")
+    assert summary.mean["dice"] == 0
+    assert summary.classes["polyp"]["spurious"] == 2
+    assert summary.classes["polyp"]["absent"] == 1
+
+
 def test_unknown_values_are_told(polyps: Path) -> None:
     put(polyps / "pred" / "a" / "0.png", np.maximum(square(4, 4, 8), square(14, 14, 2, value=5)))
     summary = evaluate(polyps / "pred", polyps / "ref", polyps / "out")

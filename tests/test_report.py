@@ -114,6 +114,26 @@ def test_without_images_or_distances(tmp_path: Path) -> None:
     assert re.search(r"HD95 \[px\]</span><b>–</b>", text)
 
 
+def test_images_named_by_the_manifest(tmp_path: Path) -> None:
+    labels = np.zeros((1, 9, 9), np.uint8)
+    labels[0, 2:5, 2:5] = 1
+    for folder in ("ref", "pred", "pred/probabilities"):
+        io.write_labels(tmp_path / folder / "a.png", labels)
+    image = tmp_path / "elsewhere.png"
+    Image.fromarray(np.full((9, 9), 90, np.uint8)).save(image)
+    record = {"input": [str(image)], "output": "a.png"}
+    (tmp_path / "pred" / "manifest.json").write_text(json.dumps({"method": "m", "cases": {"a": record}}))
+    summary = evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")
+    assert summary.provenance == {"method": "m", "cases": 1}
+    assert not summary.skipped["predictions_without_reference"]
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "no image given" not in text
+    assert "The only case" in text
+    (tmp_path / "pred" / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="not JSON"):
+        evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")
+
+
 def test_number() -> None:
     assert number(None, "dice") == "–"
     assert number(0.98765, "dice") == "0.988"

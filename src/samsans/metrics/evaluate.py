@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io as text
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +34,7 @@ class Summary:
     classes: by name, the same and ``n`` (samples the Dice mean is over), ``counted`` (the same for each metric),
     ``std``, ``absent`` (in both), ``missed`` (only in the reference), ``spurious`` (only in the prediction).
     cases: one row for each sample and class.  skipped: ids left out, by reason.  notes: what a reader must know.
-    provenance: the manifest of the prediction folder, empty where there is none.
+    provenance: the manifest of the prediction folder with its cases counted, empty where there is none.
     """
 
     convention: str
@@ -80,12 +79,13 @@ def evaluate(
     convention: ``default``, ``nnunet``, ``transunet`` or ``per_slice``, see ``samsans.metrics.conventions``.
     classes: the objects and their values in the reference files; without them ``classes.json`` decides, or the values
         found.
-    images: folder of the images for the pictures of the report, where the reference is a folder.
+    images: folder of the images for the pictures of the report, where the reference is a folder; without it those that
+        the manifest of the predictions names.
     nsd_tolerance_mm: tolerance of the surface Dice in mm; in pixels where files state no voxel size.
     bootstrap: resamples of the 95 % intervals over patients (cases, where patients are unknown); 0 for none.
     allow_missing: leave references without prediction out, and list them, instead of refusing.
     Overlaps are in [0, 1].  Nothing is written before all cases are scored; each file appears whole or not at all.
-    Raises InputError where files do not match, grids differ, or no reference holds any of the classes.
+    Raises InputError where files do not match, grids differ, or references hold values but none of any class.
     """
     from samsans.metrics import report  # matplotlib and jinja2 only where a report is written
 
@@ -96,6 +96,7 @@ def evaluate(
     reference = Path(reference) if isinstance(reference, str) else reference
     matched = matching.match(predictions, reference, Path(images) if images is not None else None, allow_missing)
     named = matching.read_classes(predictions)
+    manifest = matching.read_manifest(predictions)
     objects = matching.resolve_classes(classes, named, matched.pairs)
 
     rows: list[dict[str, Any]] = []
@@ -104,10 +105,10 @@ def evaluate(
         rows += _score_case(pair, objects, rules, nsd_tolerance_mm, strangers)
         if on_progress is not None:
             on_progress(Progress(done, len(matched.pairs), pair.case.id, "scored"))
-    if not any(row["reference_voxels"] for row in rows):
+    if strangers["reference"] and not any(row["reference_voxels"] for row in rows):
         raise InputError(
             f"no reference holds any of {', '.join(f'{c.name} {list(c.values)}' for c in objects)}; "
-            f"they hold the values {sorted(strangers['reference']) or [0]}",
+            f"they hold the values {sorted(strangers['reference'])}",
             "references in which at least one object is drawn",
             "give the classes with the values of these files",
         )
@@ -115,8 +116,24 @@ def evaluate(
     if classes and named and {c.name for c in classes} != {c.name for c in named}:
         theirs, ours = (", ".join(c.name for c in side) for side in (classes, named))
         notes.append(f"The reference calls its objects {theirs}, the predictions {ours}: matched by their mask values.")
-    summary = _summarise(rows, objects, rules, matched, notes, nsd_tolerance_mm, bootstrap, seed, predictions)
-    page = report.render(summary, matched.pairs, objects)
+    pairs = matching.with_images(matched.pairs, manifest)
+    if isinstance(manifest.get("cases"), Mapping):
+        manifest["cases"] = len(manifest["cases"])  # the records stay in the manifest
+    table = _tabulate(rows, objects, bootstrap, seed)
+    summary = Summary(
+        convention=rules.name,
+        convention_description=rules.description,
+        hd95=rules.hd95,
+        unit=_unit(rows),
+        nsd_tolerance=float(nsd_tolerance_mm),
+        cases=rows,
+        skipped=matched.skipped,
+        notes=notes,
+        predictions=str(predictions),
+        provenance=manifest,
+        **table,
+    )
+    page = report.render(summary, pairs, objects)
     write_text(out / "cases.csv", _csv(rows))
     write_text(out / "report.html", page)
     write_json(out / "summary.json", summary.to_dict())
@@ -186,17 +203,10 @@ def _row(case: Case, z: int | None, name: str, score: Score, unit: str) -> dict[
     }
 
 
-def _summarise(
-    rows: Sequence[Mapping[str, Any]],
-    objects: Sequence[ClassInfo],
-    rules: Convention,
-    matched: matching.Matching,
-    notes: Sequence[str],
-    tolerance: float,
-    resamples: int,
-    seed: int,
-    predictions: Path,
-) -> Summary:
+def _tabulate(
+    rows: Sequence[Mapping[str, Any]], objects: Sequence[ClassInfo], resamples: int, seed: int
+) -> dict[str, Any]:
+    """``n``, ``mean`` and ``classes`` of the summary."""
     samples = list(dict.fromkeys((row["id"], row["slice"], row["patient"]) for row in rows))
     at = {(case, z): i for i, (case, z, _) in enumerate(samples)}
     column = {c.name: k for k, c in enumerate(objects)}
@@ -228,22 +238,12 @@ def _summarise(
             "missed": states.count("only_reference"),
             "spurious": states.count("only_prediction"),
         }
+    return {"n": len(samples), "mean": mean, "classes": classes}
+
+
+def _unit(rows: Sequence[Mapping[str, Any]]) -> str:
     units = {row["unit"] for row in rows}
-    return Summary(
-        convention=rules.name,
-        convention_description=rules.description,
-        hd95=rules.hd95,
-        n=len(samples),
-        unit=units.pop() if len(units) == 1 else "mixed",
-        nsd_tolerance=float(tolerance),
-        mean=mean,
-        classes=classes,
-        cases=list(rows),
-        skipped=matched.skipped,
-        notes=notes,
-        predictions=str(predictions),
-        provenance=_manifest(predictions),
-    )
+    return units.pop() if len(units) == 1 else "mixed"
 
 
 def _notes(
@@ -268,17 +268,6 @@ def _notes(
     elif any(row["unit"] == "px" for row in rows):
         notes.append("Distances and the surface tolerance are in pixels (voxels), not mm.")
     return notes
-
-
-def _manifest(predictions: Path) -> dict[str, Any]:
-    path = (predictions.parent if predictions.is_file() else predictions) / "manifest.json"
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}", "the manifest that predict wrote", "remove it") from error
-    return content if isinstance(content, dict) else {"manifest": content}
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:

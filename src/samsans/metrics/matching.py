@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from samsans.errors import InputError
 from samsans.types import Case, ClassInfo, Volume
 
 SHOWN = 5
+PROBABILITIES = "probabilities/"  # where predict puts its other maps, beside the label maps
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ def match(
 ) -> Matching:
     """Match label maps by their path inside the folder without suffix (``site/case1`` of ``site/case1.nii.gz``).
 
-    predictions: folder, or one file (then the reference is one file too, whatever the names).
+    predictions: folder (its ``probabilities`` are left alone), or one file (then the reference is one file too, whatever
+        the names).
     reference: folder of label maps, one file, or cases whose ``id`` is that path; the first annotator counts.
     images: folder of the images (pictures only); cases bring their own.
     Raises InputError listing the references without prediction, unless ``allow_missing``, and where nothing matches.
@@ -57,7 +61,7 @@ def match(
     if predictions.is_file() and len(labelled) == 1:
         found = {next(iter(labelled)): predictions}
     else:
-        found = _by_key(predictions)
+        found = {key: path for key, path in _by_key(predictions).items() if not key.startswith(PROBABILITIES)}
     missing = sorted(set(labelled) - set(found))
     extra = sorted(set(found) - set(labelled))
     pairs = tuple(Pair(found[key], labelled[key]) for key in sorted(set(found) & set(labelled)))
@@ -81,6 +85,32 @@ def match(
         "unlabelled": sorted(case.id for case in cases if not case.labels),
     }
     return Matching(pairs, skipped)
+
+
+def with_images(pairs: Sequence[Pair], manifest: Mapping[str, Any]) -> tuple[Pair, ...]:
+    """The pairs, those without an image given the one the prediction's manifest names, where it is still there."""
+    cases = manifest.get("cases")
+    records = cases if isinstance(cases, Mapping) else {}
+    found = []
+    for pair in pairs:
+        record = records.get(pair.case.id)
+        files: Sequence[str] = record.get("input", ()) if isinstance(record, Mapping) else ()
+        if not pair.case.images and len(files) == 1 and Path(files[0]).exists():
+            pair = replace(pair, case=replace(pair.case, images=(Path(files[0]),), stacked=False))
+        found.append(pair)
+    return tuple(found)
+
+
+def read_manifest(predictions: Path) -> dict[str, Any]:
+    """``manifest.json`` beside the predictions; empty where there is none."""
+    path = (predictions.parent if predictions.is_file() else predictions) / "manifest.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}", "the manifest that predict wrote", "Remove it") from error
+    return content if isinstance(content, dict) else {"manifest": content}
 
 
 def read_reference(case: Case) -> Volume:

@@ -25,6 +25,7 @@ from samsans.types import ClassInfo
 
 LISTED_ROWS = 2000
 LONGEST_PICTURE = 1024
+FEWEST_FOR_BOXES, MANY_OBJECTS = 3, 12
 INK, FAINT = "#010203", "#040506"  # stand-ins that become the page's own text and line colours
 
 
@@ -48,7 +49,10 @@ def render(summary: Summary, pairs: Sequence[matching.Pair], objects: Sequence[C
         metrics=METRICS,
         names=names,
         chips=chips,
-        plots=[box_plot(summary, m, names[m], chips) for m in ("dice", "hd95_mm")],
+        plots=[box_plot(summary, m, names[m], chips) for m in ("dice", "hd95_mm")]
+        if summary.n >= FEWEST_FOR_BOXES
+        else [],
+        many=len(objects) > MANY_OBJECTS,
         pictures=_examples(summary, pairs, objects),
         rows=rows[:LISTED_ROWS],
         provenance=_flat(summary.provenance),
@@ -75,7 +79,9 @@ def box_plot(summary: Summary, metric: str, title: str, chips: Mapping[str, str]
         "text.color": INK,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(5.2, 0.9 + 0.42 * len(values)), layout="constrained")
+        figure = Figure(
+            figsize=(5.2, 0.9 + (0.25 if len(values) > MANY_OBJECTS else 0.42) * len(values)), layout="constrained"
+        )
         axes = figure.add_subplot()
         jitter = np.random.default_rng(0)
         for y, (name, numbers) in enumerate(values.items()):
@@ -123,6 +129,8 @@ def _examples(summary: Summary, pairs: Sequence[matching.Pair], objects: Sequenc
     if not ranked:
         return []
     places = {"Best": len(ranked) - 1, "Median": (len(ranked) - 1) // 2, "Worst": 0}
+    if len(ranked) == 1:
+        places = {"The only case": 0}
     by_id = {pair.case.id: pair for pair in pairs}
     shown: dict[str, dict[str, Any]] = {}
     for title, place in places.items():
