@@ -45,8 +45,8 @@ def match(
 ) -> Matching:
     """Match label maps by their path inside the folder without suffix (``site/case1`` of ``site/case1.nii.gz``).
 
-    predictions: folder (its ``probabilities`` are left alone), or one file (then the reference is one file too, whatever
-        the names).
+    predictions: folder (its ``probabilities`` are left alone), or one file (then the reference is one file too, under
+        any name).
     reference: folder of label maps, one file, or cases whose ``id`` is that path; the first annotator counts.
     images: folder of the images (pictures only); cases bring their own.
     Raises InputError listing the references without prediction, unless ``allow_missing``, and where nothing matches.
