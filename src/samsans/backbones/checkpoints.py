@@ -184,7 +184,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f"{path} does not hold a dictionary of tensors", "the state_dict of a SAM")
-    state = {rename(key.removeprefix("module.")): value.float() for key, value in content.items()}
+    state = {key.removeprefix("module."): value.float() for key, value in content.items()}
+    if any(key.startswith("image_encoder.") for key in state):
+        state = {rename(key): value for key, value in state.items()}
     twin = state.pop(FOURIER_TWIN, None)
     if twin is not None:
         state.setdefault(FOURIER, twin)
@@ -207,7 +209,7 @@ def check_digest(path: Path) -> None:
 
 
 def rename(key: str) -> str:
-    """A tensor's name in ``transformers``, given its name there or in an original SAM file."""
+    """A tensor's name in ``transformers``, given its name in an original SAM file."""
     for pattern, replacement in ORIGINAL_NAMES:
         if re.match(pattern, key):
             return re.sub(pattern, replacement, key, count=1)
@@ -292,7 +294,7 @@ def check_state(model: SamModel, state: dict[str, Tensor], path: Path) -> None:
     }
     if any(problems.values()):
         lines = [f"\n  {kind}: {line}" for kind, found in problems.items() for line in found]
-        raise InputError(f"The weights in {path} do not fit:{''.join(lines)}\n", "every tensor of a SAM and no other")
+        raise InputError(f"The weights in {path} do not fit:{''.join(lines)}", "every tensor of a SAM and no other")
 
 
 def by_part(keys: Any, limit: int = 4) -> list[str]:
