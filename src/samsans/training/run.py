@@ -85,6 +85,10 @@ def fit(config: RunConfig, method: Any, data: TrainingData, run: Path, display: 
     """Train a built method on given data: the second half of ``train``."""
     with quiet_lightning(), StopSignals() as signals:
         stages = tuple(method.stages(config))
+        if not stages:
+            raise InputError(
+                f"{config.method} has nothing to train", "a method that learns", "Predict with it directly"
+            )
         steps_per_epoch = -(-data.source.steps_per_epoch // config.train.devices)
         duration = Duration.of(config.train, stages, steps_per_epoch)
         names = weights.trained_names(method)

@@ -24,13 +24,13 @@ def support_indices(slices: Slices, count: int, seed: int) -> list[int]:
 
 
 def dice(logits: Tensor, batch: Batch) -> Tensor:
-    """Dice ``(B, N)`` of ``logits > 0`` in every slice, float64; NaN where an object is neither there nor predicted.
+    """Dice ``(B, N)`` of ``logits > 0`` in every slice, float32; NaN where an object is neither there nor predicted.
 
     Padding is left out.  Slices are scored one by one: a guide while training, not the volume Dice of ``evaluate``.
     """
     assert batch.masks is not None
     pixels = found(logits, batch)
-    overlap = (pixels & batch.masks).sum((2, 3)).double()
+    overlap = (pixels & batch.masks).sum((2, 3)).float()
     return 2 * overlap / (pixels.sum((2, 3)) + batch.masks.sum((2, 3)))
 
 
