@@ -190,12 +190,13 @@ class _Direction(nn.Module):
     def convolve(self, u: Tensor) -> Tensor:
         """Depthwise convolution that sees this and the ``d_conv - 1`` tokens before it in scan order.
 
-        As a two-dimensional one of height 1: torch runs that on channels-last memory, three times faster.
+        Two forms of the same that torch runs faster on a CPU: a two-dimensional convolution of height 1, which reads
+        channels-last memory, and the bias apart, whose gradient is then a plain sum.
         """
         weight = self.conv.weight.flip(-1) if self.reverse else self.conv.weight
         image = F.pad(u, self.padding).transpose(1, 2).unsqueeze(2)
-        image = F.conv2d(image, weight.unsqueeze(2), self.conv.bias, groups=len(weight))
-        return image.squeeze(2).transpose(1, 2)
+        image = F.conv2d(image, weight.unsqueeze(2), groups=len(weight))
+        return image.squeeze(2).transpose(1, 2) + self.conv.bias
 
 
 class VisionTransformer(nn.Module):
