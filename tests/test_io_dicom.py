@@ -10,7 +10,14 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
+from pydicom.uid import (
+    BasicTextSRStorage,
+    CTImageStorage,
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    JPEGLSLossless,
+    generate_uid,
+)
 
 from samsans.errors import InputError
 from samsans.io import find_images, is_image, output_suffix, read_image, read_labels, stem, write_labels
@@ -265,6 +272,18 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
         read_image(tmp_path / "empty")
 
 
+def test_objects_that_are_no_images_are_left_out_of_a_series(tmp_path: Path) -> None:
+    values = RNG.integers(0, 1000, (3, 4, 6), dtype=np.int16)
+    write_series(tmp_path / "a", values, AXIAL, [0, 0, 2])
+    report = dicom(tmp_path / "a" / "report.dcm", values[0], generate_uid(), SOPClassUID=BasicTextSRStorage)
+    ds = pydicom.dcmread(report)
+    del ds.Rows, ds.Columns, ds.PixelData
+    ds.save_as(report)
+    np.testing.assert_array_equal(read_image(tmp_path / "a").array[..., 0], values)
+    with pytest.raises(InputError, match=r"report\.dcm is a Basic Text SR Storage, not an image"):
+        read_image(report)
+
+
 def test_find_images_lists_a_series_as_its_folder(tmp_path: Path) -> None:
     values = RNG.integers(0, 1000, (3, 4, 6), dtype=np.int16)
     write_series(tmp_path / "b", values, AXIAL, [0, 0, 2])
@@ -272,3 +291,16 @@ def test_find_images_lists_a_series_as_its_folder(tmp_path: Path) -> None:
         dicom(tmp_path / "a" / name, values[0], generate_uid())
     (tmp_path / "b" / "LICENSE").write_text("text")
     assert find_images(tmp_path) == [tmp_path / "a" / "x1", tmp_path / "a" / "x2", tmp_path / "b"]
+
+
+def test_damaged_dicom_files_are_listed_and_named_when_read(tmp_path: Path) -> None:
+    values = RNG.integers(0, 1000, (3, 4, 6), dtype=np.int16)
+    write_series(tmp_path / "a", values, AXIAL, [0, 0, 2])
+    write_series(tmp_path / "b", values, AXIAL, [0, 0, 2])
+    (tmp_path / "b" / "000.dcm").write_bytes((tmp_path / "b" / "000.dcm").read_bytes()[:200])
+    (tmp_path / "c.dcm").write_bytes(b"")
+    assert find_images(tmp_path) == [tmp_path / "a", tmp_path / "b", tmp_path / "c.dcm"]
+    with pytest.raises(InputError, match=r"000\.dcm"):
+        read_image(tmp_path / "b")
+    with pytest.raises(InputError, match=r"c\.dcm cannot be read"):
+        read_image(tmp_path / "c.dcm")

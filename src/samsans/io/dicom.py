@@ -63,12 +63,27 @@ def group_series(files: Iterable[Path]) -> list[Series]:
     for path in sorted(files):
         with reading(path, "DICOM"):
             ds = pydicom.dcmread(path, stop_before_pixels=True)
-        if "Rows" not in ds or ds.get("SOPClassUID") == SEGMENTATION:
+        if not _is_picture(ds, path):
             continue
         uid = str(ds.get("SeriesInstanceUID", ""))
         title = f"{ds.get('Modality', '?')} {ds.get('SeriesDescription', '')}".strip()
         groups.setdefault(uid, Series(uid, title, [])).files.append(path)
     return list(groups.values())
+
+
+def _is_picture(ds: Dataset, path: Path) -> bool:
+    """Whether the file is an image; raises where an image class, or no class at all, comes without a size."""
+    kind = ds.file_meta.get("MediaStorageSOPClassUID") or ds.get("SOPClassUID")
+    if "Rows" in ds:
+        return kind != SEGMENTATION
+    known = kind is not None and kind.name != kind and "Image Storage" not in kind.name
+    if known or (kind is not None and kind.is_private):
+        return False
+    raise InputError(
+        f"{path} ends before the size of its image (Rows)",
+        "a whole DICOM file",
+        "Copy it again from its source, or remove it if the series is whole without it",
+    )
 
 
 def read(path: Path, labels: bool = False, series: str = "") -> Volume:
@@ -117,9 +132,11 @@ def _frames(path: Path) -> list[Frame]:
 
     with reading(path, "DICOM"):
         ds = pydicom.dcmread(path)
-        if "PixelData" not in ds or ds.get("SOPClassUID") == SEGMENTATION:
-            name = ds.SOPClassUID.name if "SOPClassUID" in ds else "DICOM object"
+        if not _is_picture(ds, path):
+            name = ds.file_meta.MediaStorageSOPClassUID.name
             raise InputError(f"{path} is a {name}, not an image", "an image", "Convert masks to NIfTI or NRRD first")
+        if "PixelData" not in ds:
+            raise InputError(f"{path} holds no pixels", "a whole DICOM image", "Copy it again from its source")
         pixels = _decode(ds, path)
         slopes = [float(_value(ds, i, "RescaleSlope", 1)) for i in range(len(pixels))]
         intercepts = [float(_value(ds, i, "RescaleIntercept", 0)) for i in range(len(pixels))]

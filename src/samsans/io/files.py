@@ -76,6 +76,7 @@ def find_images(folder: str | Path) -> list[Path]:
         files = [Path(root) / name for name in names if not name.startswith(".")]
         found += [f for f in files if suffix(f) in KNOWN_SUFFIXES and suffix(f) not in DICOM_SUFFIXES]
         dicoms = [f for f in files if suffix(f) not in KNOWN_SUFFIXES or suffix(f) in DICOM_SUFFIXES]
+        found += [f for f in dicoms if suffix(f) in DICOM_SUFFIXES and not is_dicom(f)]  # damaged: reading says so
         found += _dicom_images(Path(root), [f for f in dicoms if is_dicom(f)])
     if not found:
         raise InputError(
@@ -95,7 +96,10 @@ def _dicom_images(folder: Path, files: list[Path]) -> list[Path]:
         return []
     from samsans.io.dicom import group_series
 
-    series = [s.files for s in group_series(files)]
+    try:
+        series = [s.files for s in group_series(files)]
+    except InputError:  # one damaged file must not hide the other images: reading the folder says which it is
+        return [folder]
     return [folder] if any(len(s) > 1 for s in series) else [s[0] for s in series]
 
 
