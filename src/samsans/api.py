@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samsans import config as configuration
 from samsans.config import DataConfig, RunConfig
 from samsans.errors import InputError
-from samsans.types import ClassInfo, Progress
+from samsans.types import Case, ClassInfo, Progress
 
 if TYPE_CHECKING:
     from samsans.data.check import CheckReport
@@ -51,8 +50,6 @@ def resolve(
     values |= {SHORTCUTS.get(k, k): v for k, v in configuration.flatten(options or {}).items() if v is not None}
     if data is not None:
         values["data.path"] = str(Path(data).resolve())
-    if values.get("train.minutes") is None and values.get("train.epochs") is None:
-        values.setdefault("train.minutes", None)
     return configuration.from_dict(values, method=method, preset=preset)
 
 
@@ -134,3 +131,28 @@ def evaluate(
 
 def _data(data: str | Path | DataConfig) -> DataConfig:
     return data if isinstance(data, DataConfig) else DataConfig(path=str(data))
+
+
+def _reference(predictions: Path, reference: str | Path | DataConfig) -> tuple[list[Case] | None, Sequence[ClassInfo]]:
+    """The labelled cases of a reference data set that were predicted; ``None`` for a plain folder or file of masks."""
+    from samsans import io
+    from samsans.data.cases import find_cases
+
+    patterned = isinstance(reference, DataConfig) and (reference.images or reference.labels or reference.volume)
+    path = Path(_data(reference).path)
+    if not patterned and path.is_file() and io.is_image(path):
+        return None, ()
+    dataset = find_cases(_data(reference))
+    if not dataset.labelled:
+        return None, ()
+    if predictions.is_dir():
+        predicted = {io.relative_id(file, predictions) for file in io.find_images(predictions)}
+    else:
+        predicted = {io.stem(predictions)}
+    cases = [case for case in dataset.labelled if case.id in predicted]
+    if not cases:
+        raise InputError(
+            f"none of the {len(predicted)} label maps of {predictions} belongs to a labelled case of {path}",
+            f"names such as {dataset.labelled[0].id}",
+        )
+    return cases, dataset.classes

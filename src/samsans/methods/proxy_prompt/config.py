@@ -73,8 +73,6 @@ class CcmConfig:
         proj_only: Keep the projections of the context stream, drop attention and feed-forward (ablation).
         heads: Attention heads (decision D-10).
         ffn: Hidden width of the feed-forward layers (decision D-10).
-        dense: Also hand the context to the decoder as a dense prompt, a residual path around the module (decision
-            D-35 of the specification names such a path as a remedy; off in ``paper``).
     """
 
     enabled: bool = True
@@ -83,7 +81,6 @@ class CcmConfig:
     proj_only: bool = False
     heads: int = 8
     ffn: int = 2048
-    dense: bool = False
 
 
 @dataclass
@@ -95,6 +92,9 @@ class ProxyPromptConfig:
         ccm: Contextual Colorization Module.
         support_grad: Let gradients flow through the support features (section 4.3 of the specification).
         k_test: Support pairs drawn for each image at inference (decision D-29).
+        direct: A residual path around the colorization module: the context, and the support mask read by the same
+            selective map, also enter the decoder as a dense prompt (our option; decision D-35 names such a path).
+        bce: Weight of pixel-wise cross-entropy beside the Dice loss (our option).
         mask_contrast: Weight of a term that pushes apart the prompts of different masks (decision D-35).
         scan: Selective scan: auto, cpp, triton, chunked or sequential (decision D-34).
     """
@@ -103,6 +103,8 @@ class ProxyPromptConfig:
     ccm: CcmConfig = field(default_factory=CcmConfig)
     support_grad: bool = True
     k_test: int = 8
+    direct: bool = False
+    bce: float = 0.0
     mask_contrast: float = 0.0
     scan: Literal["auto", "cpp", "triton", "chunked", "sequential"] = "auto"
 
@@ -118,7 +120,9 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "mask_gain": 3.0,
                 "fsup_gain": 0.1,
             },
-            "ccm": {"dense": True, "ffn": 256, "projection": "pair_merge"},
+            "ccm": {"ffn": 256, "projection": "pair_merge"},
+            "direct": True,
+            "bce": 1.0,
         },
         "episodes": {"images": 8, "targets": 4, "synthetic": 0.3},
         "augment": {"flip": 0.5, "rotate": 15.0, "scale": 0.1, "intensity": 0.1},

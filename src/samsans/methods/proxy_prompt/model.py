@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from samsans.backbones.sam import Sam
     from samsans.config import RunConfig
 
+CELLS = 4
+"""Mask cells a side of a token that the direct path reads: the resolution of the decoder's output."""
+
 
 class ProxyPrompt(nn.Module):
     """Proxy Prompt Generator on a SAM backbone.
@@ -69,7 +72,7 @@ class ProxyPrompt(nn.Module):
             heads=ccm.heads,
             ffn=ccm.ffn,
         )
-        self.dense = nn.Conv2d(channels, channels, 1) if ccm.dense else None
+        self.direct = nn.Conv2d(channels + CELLS * CELLS, channels, 1) if config.direct else None
 
     # -- supports: nothing here depends on a target -------------------------------------------------------------------
 
@@ -100,7 +103,7 @@ class ProxyPrompt(nn.Module):
         values = self.context(batch.images, batch.masks, features)
         return SupportBank(
             keys=_tokens(features).float(),
-            values=values.flatten(3).permute(0, 3, 1, 2).float(),
+            values=self._values(values, batch.masks).float(),
             objects=batch.objects,
             ids=batch.ids,
             weights=self.fingerprint(),
@@ -138,11 +141,11 @@ class ProxyPrompt(nn.Module):
         Args:
             features: ``(B, C, g, g)`` features of the targets.
             keys: ``(K, T, C)`` support features.
-            values: ``(K, T, N, C)`` support values.
+            values: ``(K, T, N, V)`` support values; V is C, more on the direct path.
             exclude: ``(B,)`` the pair each target must not read.
 
         Returns:
-            ``(B * N, T / 16, C)`` prompt tokens and ``(B * N, T, C)`` context they were made from.
+            ``(B * N, T / 16, C)`` prompt tokens and ``(B * N, T, V)`` context they were made from.
         """
         n = values.shape[2]
         flat = values.flatten(2)
@@ -152,15 +155,15 @@ class ProxyPrompt(nn.Module):
         else:
             context = mean_readout(flat, len(query), exclude)
         context = context.unflatten(2, (n, -1)).transpose(1, 2).flatten(0, 1).to(query.dtype)
-        return self.ccm(query.repeat_interleave(n, dim=0), context), context
+        return self.ccm(query.repeat_interleave(n, dim=0), context[..., : self.backbone.channels]), context
 
     def decode(self, embedding: Embedding, tokens: Tensor, context: Tensor) -> Tensor:
         """``(B, N, 4g, 4g)`` logits: the prompt enters SAM's decoder as sparse tokens (decisions D-11, D-12)."""
         batch, _, g, _ = embedding.features.shape
         n = len(tokens) // batch
         dense = self.backbone.dense_default()
-        if self.dense is not None:
-            dense = dense + self.dense(context.transpose(1, 2).unflatten(2, (g, g)))
+        if self.direct is not None:
+            dense = dense + self.direct(context.transpose(1, 2).unflatten(2, (g, g)))
         image = torch.arange(batch, device=tokens.device).repeat_interleave(n)
         logits = self.backbone.decode(embedding, Prompt(tokens, dense, image)).logits
         return logits[:, 0].unflatten(0, (batch, n))
@@ -180,8 +183,16 @@ class ProxyPrompt(nn.Module):
     def _encode_all(self, images: Tensor, masks: Tensor) -> tuple[Embedding, Tensor, Tensor]:
         embedding = self.backbone.encode(images)
         features = embedding.features if self.config.support_grad else embedding.features.detach()
-        values = self.context(images, masks, features).flatten(3).permute(0, 3, 1, 2)
-        return embedding, _tokens(features), values
+        return embedding, _tokens(features), self._values(self.context(images, masks, features), masks)
+
+    def _values(self, context: Tensor, masks: Tensor) -> Tensor:
+        """``(K, T, N, V)`` of ``Aagg``; on the direct path the support mask itself, in cells of each token, comes last."""
+        values = context.flatten(3).permute(0, 3, 1, 2)
+        if self.direct is None:
+            return values
+        cells = F.adaptive_avg_pool2d(masks.to(values.dtype), CELLS * self.backbone.grid)
+        cells = F.pixel_unshuffle(cells.unsqueeze(2), CELLS).flatten(3).permute(0, 3, 1, 2)
+        return torch.cat([values, cells], dim=-1)
 
     @staticmethod
     def _episode(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -195,9 +206,15 @@ class ProxyPrompt(nn.Module):
         return batch.masks, targets
 
     def loss(self, output: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """Dice loss (section 2.8 of the decisions, D-18): per object at full size, mean over objects and targets."""
+        """Dice loss (decision D-18): per object at full size, mean over objects and targets; plus ``bce`` times the
+        cross-entropy of every pixel (our option, 0 in ``paper``)."""
         masks, targets = self._episode(batch)
-        return {"loss": dice_loss(output, masks[targets]).mean()}
+        truth = masks[targets]
+        dice = dice_loss(output, truth).mean()
+        if not self.config.bce:
+            return {"loss": dice}
+        bce = F.binary_cross_entropy_with_logits(output.float(), truth.float())
+        return {"loss": dice + self.config.bce * bce, "dice": dice, "bce": bce}
 
     @torch.no_grad()
     def predict(self, batch: Batch, support: SupportBank | None = None) -> Tensor:
