@@ -1,8 +1,8 @@
 """``resume.ckpt``: everything a run needs to go on as if it had never stopped.
 
-Besides weights, optimiser state and position nothing is random to keep: the state of every random generator is set at
-each step from (seed, step, rank), see ``module.seed_step``, and the sample order from the step as well.  Resuming is equal
-to the last bit where the arithmetic is: on a CPU, and on a GPU as far as its kernels are deterministic.
+Besides weights, optimiser state and position there is nothing to keep: every random generator is set at each step from
+(seed, step, rank), see ``module.seed_step``, and the samples are drawn from the step as well.  Resuming is equal to the
+last bit where the arithmetic is: on a CPU, and on a GPU as far as its kernels are deterministic.
 """
 
 from __future__ import annotations

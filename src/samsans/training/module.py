@@ -63,7 +63,7 @@ class StageModule(pl.LightningModule):
         seed_step(self.session.config.seed, self.session.position.step, self.global_rank)
         losses = self.method.loss(self.method(batch), batch)
         self._terms = {name: value.detach().float() for name, value in losses.items()}
-        self._ids = batch.ids
+        self._ids = tuple(dict.fromkeys(batch.ids))
         return losses["loss"]
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
