@@ -133,7 +133,7 @@ def inside(valid: Tensor, side: int) -> Tensor:
 
 def _nearest(size: int, wanted: int) -> np.ndarray:
     """Source index of each of ``wanted`` pixel centres along ``size`` pixels."""
-    return np.minimum(((np.arange(wanted) + 0.5) * (size / wanted)).astype(np.intp), size - 1)
+    return (2 * np.arange(wanted) + 1) * size // (2 * wanted)
 
 
 def _percentiles(values: np.ndarray) -> np.ndarray:

@@ -1,0 +1,135 @@
+"""Who is trained on and who is held out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from samsans.config import SplitConfig
+from samsans.data.cases import Dataset
+from samsans.data.splits import PARTS, Split, make_split
+from samsans.errors import InputError
+from samsans.types import Case
+
+
+def dataset(patients: list[str], unlabelled: tuple[int, ...] = (), parts: dict[str, str] | None = None) -> Dataset:
+    """Cases c0, c1, ... of the patients."""
+    cases = tuple(
+        Case(f"c{i}", p, (Path(f"c{i}.png"),), () if i in unlabelled else ((Path(f"m{i}.png"),),))
+        for i, p in enumerate(patients)
+    )
+    return Dataset(Path("set"), "test", cases, parts=parts or {})
+
+
+@given(
+    patients=st.lists(st.integers(0, 12), min_size=3, max_size=40),
+    val=st.sampled_from([0.0, 0.1, 0.3]),
+    test=st.sampled_from([0.0, 0.2, 0.4]),
+    seed=st.integers(0, 99),
+)
+def test_patients_never_straddle(patients: list[int], val: float, test: float, seed: int) -> None:
+    data = dataset([f"p{p}" for p in patients])
+    count = len(set(patients))
+    config = SplitConfig(val=val, test=test)
+    if count <= (val > 0) + (test > 0):
+        with pytest.raises(InputError, match="nothing is left to train on"):
+            make_split(data, config, seed)
+        return
+    try:
+        split = make_split(data, config, seed)
+    except InputError:
+        assert count <= 3
+        return
+    of = {c.id: c.patient for c in data.cases}
+    sets = [{of[id] for id in getattr(split, part)} for part in PARTS]
+    assert sets[0].isdisjoint(sets[1])
+    assert sets[0].isdisjoint(sets[2])
+    assert sets[1].isdisjoint(sets[2])
+    assert sorted(split.train + split.val + split.test) == sorted(of)
+    assert len(sets[1]) == (max(1, round(val * count)) if val else 0)
+    assert len(sets[2]) == (max(1, round(test * count)) if test else 0)
+    assert make_split(data, config, seed) == split
+
+
+def test_seeds_differ() -> None:
+    data = dataset([f"p{i}" for i in range(20)])
+    assert len({make_split(data, SplitConfig(val=0.2), seed).val for seed in range(5)}) > 1
+
+
+@given(patients=st.lists(st.integers(0, 8), min_size=1, max_size=30), seed=st.integers(0, 20), data=st.data())
+def test_shots_are_of_different_patients(patients: list[int], seed: int, data: st.DataObject) -> None:
+    found = dataset([f"p{p}" for p in patients])
+    shots = data.draw(st.integers(1, len(set(patients))))
+    split = make_split(found, SplitConfig(shots=shots), seed)
+    of = {c.id: c.patient for c in found.cases}
+    assert len(split.train) == len({of[id] for id in split.train}) == shots
+
+
+def test_more_shots_than_patients_names_both_numbers() -> None:
+    with pytest.raises(InputError, match="asks for 3 images of different patients, 2 training patients"):
+        make_split(dataset(["a", "a", "b"]), SplitConfig(shots=3))
+
+
+def test_unlabelled_cases_are_not_learned_from() -> None:
+    found = dataset(["a", "b", "c", "d"], unlabelled=(1, 3), parts={"c3": "test"})
+    split = make_split(found, SplitConfig())
+    assert split == Split(("c0", "c2"), (), ("c3",))
+    with pytest.raises(InputError, match="nothing is left to train on: 0 of 2"):
+        make_split(dataset(["a", "b"], unlabelled=(0, 1)), SplitConfig())
+
+
+def test_declared_parts_win_over_shares() -> None:
+    found = dataset(list("abcdef"), parts={"c0": "train", "c1": "test", "c2": "val"})
+    split = make_split(found, SplitConfig(val=0.4, test=0.4))
+    assert split.test == ("c1",)
+    assert split.val == ("c2",)
+    assert set(split.train) == {"c0", "c3", "c4", "c5"}
+    only_test = dataset(list("abcdef"), parts={"c1": "test"})
+    assert len(make_split(only_test, SplitConfig(val=0.4)).val) == 2
+
+
+def test_test_patients_are_held_out() -> None:
+    split = make_split(dataset(["a", "b", "b", "c"]), SplitConfig(test_patients=["b"]))
+    assert split == Split(("c0", "c3"), (), ("c1", "c2"))
+    with pytest.raises(InputError, match="names z, not among the 3 patients"):
+        make_split(dataset(["a", "b", "b", "c"]), SplitConfig(test_patients=["z"]))
+
+
+def test_straddling_patients_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="patient 'a' is both in"):
+        make_split(dataset(["a", "a", "b"], parts={"c0": "train", "c1": "test"}), SplitConfig())
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"train": ["c0", "c2"], "val": ["c1"]}))
+    with pytest.raises(InputError, match="patient 'a' is both in train and in val"):
+        make_split(dataset(["a", "a", "b"]), SplitConfig(file=str(path)))
+
+
+def test_a_file_wins(tmp_path: Path) -> None:
+    found = dataset(list("abcde"), parts={"c0": "test", "c4": "test"})
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps([{"train": ["c1"], "val": ["c2"]}, {"train": ["c0", "c2"], "val": ["c1"]}]))
+    assert make_split(found, SplitConfig(file=str(path), fold=1, val=0.5)) == Split(("c0", "c2"), ("c1",), ("c4",))
+    with pytest.raises(InputError, match="has 2 folds, fold 2"):
+        make_split(found, SplitConfig(file=str(path), fold=2))
+    path.write_text(json.dumps({"train": ["c9"]}))
+    with pytest.raises(InputError, match="names 'c9'"):
+        make_split(found, SplitConfig(file=str(path)))
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    split = Split(("a", "b"), ("c",), ())
+    assert Split.load(split.save(tmp_path / "split.json")) == split
+    with pytest.raises(InputError, match="no split at"):
+        Split.load(tmp_path / "none.json")
+    (tmp_path / "split.json").write_text('{"a": 1}')
+    with pytest.raises(InputError, match="holds no split"):
+        Split.load(tmp_path / "split.json")
+
+
+def test_shares_must_leave_somebody() -> None:
+    with pytest.raises(InputError, match=r"split.val is 1.0"):
+        make_split(dataset(list("abc")), SplitConfig(val=1.0))
