@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from samsans.errors import InputError
 from samsans.types import Case, ClassInfo, Progress
 
 if TYPE_CHECKING:
+    from samsans.data.cases import Dataset
     from samsans.data.check import CheckReport
     from samsans.inference import Segmenter
     from samsans.metrics.evaluate import Summary
@@ -83,7 +85,7 @@ def train(
     Raises:
         InputError: data or settings that cannot be used.
     """
-    from samsans.training import train as run
+    from samsans.training.run import train as run
 
     resolved = resolve(method, data, preset=preset, config=config, options=options)
     return run(resolved, Path(out), resume=resume, on_progress=on_progress)
@@ -94,6 +96,29 @@ def load(run: str | Path, **options: Any) -> Segmenter:
     from samsans.inference import load as open_run
 
     return open_run(run, **options)
+
+
+def inputs(
+    segmenter: Segmenter, paths: Sequence[str | Path], data: DataConfig, part: str | None = None
+) -> Sequence[str | Path] | Path | Dataset:
+    """What ``predict`` is to segment: files, a folder, or one part of the run's own split of a data set."""
+    from samsans.data.cases import find_cases
+    from samsans.data.splits import Split
+
+    if part is None and not (data.images or data.volume):
+        return Path(paths[0]) if len(paths) == 1 else list(paths)
+    if len(paths) > 1:
+        raise InputError(f"{len(paths)} inputs with --split or --data options", "one data set")
+    dataset = find_cases(data)
+    if part is None:
+        return dataset
+    if segmenter.run is None:
+        raise InputError("a split of a model that was not trained", "a run folder")
+    wanted = set(getattr(Split.load(segmenter.run / "split.json"), part))
+    cases = tuple(case for case in dataset.cases if case.id in wanted)
+    if not cases:
+        raise InputError(f"no case of {data.path} is in the {part} part of {segmenter.run}", "the data set trained on")
+    return replace(dataset, cases=cases)
 
 
 def evaluate(
@@ -146,7 +171,7 @@ def _reference(predictions: Path, reference: str | Path | DataConfig) -> tuple[l
     if not dataset.labelled:
         return None, ()
     if predictions.is_dir():
-        predicted = {io.relative_id(file, predictions) for file in io.find_images(predictions)}
+        predicted = {_relative(file, predictions) for file in io.find_images(predictions)}
     else:
         predicted = {io.stem(predictions)}
     cases = [case for case in dataset.labelled if case.id in predicted]
@@ -156,3 +181,9 @@ def _reference(predictions: Path, reference: str | Path | DataConfig) -> tuple[l
             f"names such as {dataset.labelled[0].id}",
         )
     return cases, dataset.classes
+
+
+def _relative(file: Path, folder: Path) -> str:
+    from samsans import io
+
+    return (file.relative_to(folder).parent / io.stem(file)).as_posix()

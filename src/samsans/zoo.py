@@ -271,6 +271,18 @@ def show(name: str) -> str:
     return "\n".join(f"{key:9} {value}" for key, value in rows.items())
 
 
+def table() -> str:
+    """Every backbone and method in two short tables."""
+    lines = [f"{'backbone':14}{'parameters':>12}{'size':>10}  {'licence':12}{'here':6}"]
+    for entry in list_backbones():
+        here = "-" if entry.from_scratch else "yes" if where(entry.name) else "no"
+        size = "-" if entry.from_scratch else f"{entry.megabytes} MB"
+        lines.append(f"{entry.name:14}{entry.parameters:>12,}{size:>10}  {entry.licence:12}{here:6}{entry.summary}")
+    lines += ["", f"{'method':14}{'arXiv':12}"]
+    lines += [f"{entry.name:14}{entry.arxiv:12}{entry.summary}" for entry in list_methods()]
+    return "\n".join(lines)
+
+
 def where(name: str) -> Path | None:
     """The weights of a named backbone, a hub id or a path on this machine; ``None`` where they are not here.
 

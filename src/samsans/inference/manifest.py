@@ -59,6 +59,13 @@ class Manifest:
                 total[part] = total.get(part, 0.0) + seconds
         return total
 
+    def text(self) -> str:
+        """What was done, for people: counts, seconds an image, and every failure with its reason."""
+        done = len(self.records) - len(self.skipped)
+        lines = [f"{done} segmented, {len(self.skipped)} there already, {len(self.failures)} failed: {self.folder}"]
+        lines += [f"  {id}: {message}" for id, message in self.failures.items()]
+        return "\n".join(lines)
+
     def has(self, id: str, sha256: str) -> bool:
         """Whether the case was segmented from these very bytes and its label map is still there."""
         record = self.records.get(id)

@@ -51,6 +51,15 @@ class Summary:
     predictions: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    def text(self) -> str:
+        """The table of means with its convention, for a terminal."""
+        lines = [f"{self.n} samples, convention {self.convention}: {self.convention_description}", ""]
+        lines.append(f"{'class':16}" + "".join(f"{metric:>10}" for metric in METRICS))
+        for name, row in {**self.classes, "mean": self.mean}.items():
+            cells = ("-" if row[metric] is None else f"{row[metric]:.3f}" for metric in METRICS)
+            lines.append(f"{name:16}" + "".join(f"{cell:>10}" for cell in cells))
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
     def to_dict(self) -> dict[str, Any]:
         """As written to ``summary.json``: plain values, None for what is undefined, never NaN."""
         return dataclasses.asdict(self)

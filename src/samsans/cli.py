@@ -1,0 +1,299 @@
+"""The command line: ``samsans check | train | predict | evaluate | models | experiment | demo``.
+
+A command parses its arguments and calls one function of ``samsans.api`` (or of ``experiments``).  Nothing here imports
+torch before a command needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from samsans.errors import SamsansError
+
+COMMANDS = {
+    "check": "what was understood of a data set, what is wrong in it, and how to mend it",
+    "train": "train a method on a folder of annotated images",
+    "predict": "segment files, folders and volumes with a trained run",
+    "evaluate": "compare label maps with a reference: tables and a report",
+    "models": "backbones and methods: size, licence, where the weights are",
+    "experiment": "protocols of the papers and controls, each with its table and figure",
+    "demo": "train, predict and evaluate on generated images",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 some inputs failed, 2 input that cannot be used."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if argv[0] == "--version":
+        from samsans import __version__
+
+        print(f"samsans {__version__}")
+        return 0
+    command, rest = argv[0], argv[1:]
+    if command not in COMMANDS:
+        print(f"samsans: no command {command!r}. Expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    warnings.showwarning = _show_warning
+    run: Callable[[list[str]], int] = globals()[f"_{command}"]
+    try:
+        return run(rest)
+    except SamsansError as error:
+        print(f"samsans {command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"samsans {command}: stopped", file=sys.stderr)
+        return 130
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {name:11}{about}" for name, about in COMMANDS.items())
+    return f"samsans: SAM, sans prompts. Automatic segmentation of medical images.\n\n{rows}\n\nsamsans COMMAND --help"
+
+
+def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, UserWarning):
+        print(f"samsans: note: {message}", file=sys.stderr)
+
+
+def _parser(command: str, about: str = "") -> Any:
+    import jsonargparse
+
+    return jsonargparse.ArgumentParser(
+        prog=f"samsans {command}", description=about or COMMANDS[command], exit_on_error=True
+    )
+
+
+def _data_options(parser: Any) -> None:
+    """The ``--data.*`` flags of data sets whose layout is not recognised."""
+    from samsans.config import DataConfig
+
+    parser.add_class_arguments(DataConfig, "data", skip={"path"})
+
+
+def _data_config(path: Path, options: Any) -> Any:
+    from samsans.config import DataConfig
+
+    return DataConfig(path=str(path), **vars(options))
+
+
+def _check(argv: list[str]) -> int:
+    parser = _parser("check")
+    parser.add_argument("folder", type=Path, metavar="DATA", help="folder or CSV")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    _data_options(parser)
+    args = parser.parse_args(argv)
+    from samsans import api
+    from samsans.display import Display
+
+    with Display("checking") as display:
+        report = api.check(_data_config(args.folder, args.data), on_progress=display.step)
+    print(json.dumps(report.to_dict(), indent=1) if args.json else report.text())
+    return 0 if report.ok else 1
+
+
+def train_parser(method: str, preset: str) -> Any:
+    """The parser of ``samsans train METHOD``: short flags, and every key of the run's configuration."""
+    from samsans import config
+
+    parser = config.parser(method, preset)
+    parser.prog, parser.description = f"samsans train {method}", COMMANDS["train"]
+    parser.add_argument("data_folder", type=Path, metavar="DATA", help="folder or CSV of images with masks")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="RUN", help="run folder to write")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    parser.add_argument("--shots", type=int, help="few-shot: training images, at most one a patient")
+    parser.add_argument("--steps", type=int, help="optimiser steps")
+    parser.add_argument("--epochs", type=int, help="passes over the training images")
+    parser.add_argument("--minutes", type=float, help="wall-clock budget")
+    parser.add_argument("--input-size", type=int, help="side of the square the model sees, in pixels")
+    parser.add_argument("--backbone-name", type=str, metavar="NAME|DIR|FILE.pth", help="same as --backbone NAME")
+    return parser
+
+
+def _train(argv: list[str]) -> int:
+    from samsans import api, config, zoo
+
+    if not argv or argv[0] in ("-h", "--help"):
+        methods = "\n".join(f"  {entry.name:14}{entry.summary}" for entry in zoo.list_methods())
+        print(f"usage: samsans train METHOD DATA -o RUN [options]\n\n{methods}\n\nsamsans train METHOD --help")
+        return 0
+    method, argv = argv[0], _named_backbone(argv[1:])
+    zoo.method_entry(method)
+    file = _peek(argv, "--config")
+    in_file = config.flatten(config.read_yaml(file)) if file else {}
+    backbone = _peek(argv, "--backbone-name", "--backbone.name") or in_file.get("backbone.name")
+    preset = config.choose_preset(method, _peek(argv, "--preset") or in_file.get("preset"), backbone)
+    args = train_parser(method, preset).parse_args(argv, defaults=False).as_flat()
+    given = {key.replace("backbone_name", "backbone"): value for key, value in vars(args).items()}
+    data, out = given.pop("data_folder"), given.pop("out")
+    given.pop("config", None)
+    resume = given.pop("resume", False)
+    resolved = api.resolve(method, data, preset=preset, config=file, options=given)
+    from samsans.training.run import train
+
+    train(resolved, out, resume=resume)
+    print(f"trained: {out}  (preset {preset})\nnext: samsans predict {out} -i IMAGES -o MASKS")
+    return 0
+
+
+def _named_backbone(argv: list[str]) -> list[str]:
+    """``--backbone NAME`` as a flag of its own: the group of that name takes a whole YAML mapping."""
+    return [re.sub(r"^--backbone(?==|$)", "--backbone-name", argument) for argument in argv]
+
+
+def _peek(argv: Sequence[str], *flags: str) -> str | None:
+    """The value of a flag that decides how the others are read."""
+    for index, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name in flags:
+            return value if equals else argv[index + 1] if index + 1 < len(argv) else None
+    return None
+
+
+def _predict(argv: list[str]) -> int:
+    parser = _parser("predict")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder that train wrote")
+    parser.add_argument("-i", "--input", type=Path, nargs="+", required=True, help="files, a folder, or a data set")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the label maps")
+    parser.add_argument("--support", nargs="+", metavar="DIR|IMAGE:MASK", help="annotated images of other patients")
+    parser.add_argument("--task", help="named supports: saved under this name with --support, used without it")
+    parser.add_argument("--objects", nargs="+", help="segment these objects only")
+    parser.add_argument("--split", choices=["train", "val", "test"], help="only this part of the run's own split")
+    parser.add_argument("--labels", type=Path, help="true masks, for the prompted baselines alone")
+    parser.add_argument("--probabilities", action="store_true", help="also write each object's probability")
+    parser.add_argument("--overwrite", action="store_true", help="do again what is already there")
+    parser.add_argument("--checkpoint", choices=["best", "last"], default="best")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--batch-size", type=int, help="slices a batch")
+    parser.add_argument("--seed", type=int, help="of the draw of supports")
+    _data_options(parser)
+    args = parser.parse_args(argv)
+    from samsans import api
+    from samsans.display import Display
+
+    segmenter = api.load(args.run, device=args.device, precision=args.precision, checkpoint=args.checkpoint)
+    inputs = api.inputs(segmenter, args.input, _data_config(args.input[0], args.data), args.split)
+    support, task = args.support, args.task
+    if support and task:
+        support, task = segmenter.encode_support(support, name=task), None
+    with Display("segmenting") as display:
+        manifest = segmenter.predict_folder(
+            inputs,
+            args.out,
+            support=support,
+            task=task,
+            objects=args.objects,
+            labels=args.labels,
+            probabilities=args.probabilities,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            overwrite=args.overwrite,
+            on_progress=display.step,
+        )
+    print(manifest.text())
+    return 1 if manifest.failures else 0
+
+
+def _evaluate(argv: list[str]) -> int:
+    parser = _parser("evaluate")
+    parser.add_argument("predictions", type=Path, metavar="OUT", help="folder of label maps that predict wrote")
+    parser.add_argument("reference", type=Path, metavar="REFERENCE", help="folder of masks, or a data set")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="REPORT", help="report folder")
+    parser.add_argument("--convention", default="default", help="default, nnunet, transunet or per_slice")
+    parser.add_argument("--images", type=Path, help="images for the pictures, beside a plain folder of masks")
+    parser.add_argument("--tolerance", type=float, default=2.0, help="of the surface Dice, in mm")
+    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples")
+    parser.add_argument("--allow-missing", action="store_true", help="leave references without prediction out")
+    _data_options(parser)
+    args = parser.parse_args(argv)
+    from samsans import api
+    from samsans.display import Display
+
+    with Display("scoring") as display:
+        summary = api.evaluate(
+            args.predictions,
+            _data_config(args.reference, args.data),
+            args.out,
+            convention=args.convention,
+            images=args.images,
+            nsd_tolerance_mm=args.tolerance,
+            bootstrap=args.bootstrap,
+            seed=args.seed,
+            allow_missing=args.allow_missing,
+            on_progress=display.step,
+        )
+    print(summary.text())
+    print(f"report: {args.out / 'report.html'}")
+    return 0
+
+
+def _models(argv: list[str]) -> int:
+    from samsans import zoo
+
+    parser = _parser("models")
+    parser.add_argument("action", choices=["list", "show", "where"], nargs="?", default="list")
+    parser.add_argument("name", nargs="?", help="a backbone or method")
+    args = parser.parse_args(argv)
+    if args.action == "list":
+        print(zoo.table())
+    elif args.action == "show":
+        print(zoo.show(args.name or parser.error("show what? Give a name of `samsans models list`.")))
+    else:
+        for entry in [zoo.backbone_entry(args.name)] if args.name else zoo.list_backbones():
+            found = "needs no weights" if entry.from_scratch else zoo.where(entry.name) or "not on this machine"
+            print(f"{entry.name:14}{found}")
+    return 0
+
+
+def _experiment(argv: list[str]) -> int:
+    from samsans import experiments
+
+    parser = _parser("experiment")
+    parser.add_argument("name", choices=list(experiments.EXPERIMENTS))
+    parser.add_argument("folder", type=Path, metavar="DATA", help="folder or CSV of images with masks")
+    parser.add_argument("--run", type=Path, required=True, help="folder that train wrote")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the table and the figure")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--limit", type=int, help="evaluate at most this many images")
+    _data_options(parser)
+    args = parser.parse_args(argv)
+    from samsans.display import Display
+
+    with Display(args.name) as display:
+        table = experiments.run(
+            args.name,
+            _data_config(args.folder, args.data),
+            args.run,
+            args.out,
+            seed=args.seed,
+            limit=args.limit,
+            on_progress=display.step,
+        )
+    print(table)
+    return 0
+
+
+def _demo(argv: list[str]) -> int:
+    parser = _parser("demo")
+    parser.add_argument("-o", "--out", type=Path, default=Path("demo"), help="folder to write")
+    parser.add_argument("--minutes", type=float, default=2.0, help="training time")
+    args = parser.parse_args(argv)
+    from samsans.demo import demo
+
+    demo(args.out, minutes=args.minutes)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
