@@ -19,7 +19,7 @@ from samsans.io.atomic import write_json, write_text
 from samsans.methods import weights
 from samsans.training import checkpoints
 from samsans.training.data import TrainingData, choose_split, describe, loader, read_data
-from samsans.training.display import Display
+from samsans.display import Display
 from samsans.training.errors import TrainingStopped
 from samsans.training.log import CsvLog, read
 from samsans.training.schedule import Duration
@@ -68,7 +68,7 @@ def train(
     run = Path(out)
     if first_process():
         check_folder(config, run, resume)
-    with Display(on_progress, silent=not first_process()) as display:
+    with Display("training", on_progress, silent=not first_process()) as display:
         dataset = find_cases(config.data)
         split = choose_split(dataset, config, run)
         parts = ", ".join(f"{len(ids)} to {what}" for what, ids in (("train", split.train), ("validate", split.val)))

@@ -18,7 +18,7 @@ from samsans.io.atomic import atomic_path
 from samsans.methods import weights
 from samsans.training import checkpoints
 from samsans.training.data import TrainingData
-from samsans.training.display import Display
+from samsans.display import Display
 from samsans.training.log import CsvLog
 from samsans.training.schedule import Duration, Position
 from samsans.training.validation import support_indices
