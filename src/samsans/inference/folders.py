@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import yaml
 
-import samsans
-from samsans import io, zoo
+from samsans import io
 from samsans.data.cases import Dataset, require_same_grid
 from samsans.data.classes import write_classes
 from samsans.data.layouts import listing, match
 from samsans.errors import InputError
-from samsans.inference.manifest import Manifest, Record, hash_files, hash_values
+from samsans.inference import provenance
+from samsans.inference.manifest import Manifest, Record, hash_files
+from samsans.inference.pipeline import Behind, ahead
 from samsans.inference.slices import Job, Target, open_job
 from samsans.types import Case, ClassInfo, Prediction, Progress
 
@@ -99,16 +95,16 @@ def predict_folder(
     target = segmenter.target(found, objects)
     seed = segmenter.config.seed if seed is None else seed
     options = {"objects": [c.name for c in target.classes], "probabilities": probabilities, "seed": seed}
-    about = _about(segmenter, found, options | {"batch_size": segmenter.batch_size(batch_size)})
-    key = _key(segmenter, found, options)
+    about = provenance.about(segmenter, found, options | {"batch_size": segmenter.batch_size(batch_size)})
+    key = provenance.key(segmenter, found, options)
     manifest = _open(out, key, about, items, overwrite)
     call = {
-        "inputs": _shown(inputs),
+        "inputs": provenance.shown(inputs),
         "out": str(out),
         "support": found.source or None,
         "labels": str(labels or "") or None,
     }
-    io.write_text(out / "config.yaml", _yaml(call | options | {"overwrite": overwrite}, segmenter))
+    io.write_text(out / "config.yaml", provenance.resolved(call | options | {"overwrite": overwrite}, segmenter))
     write_classes(out / "classes.json", target.classes)
 
     def read(item: Item) -> Item:
@@ -117,7 +113,7 @@ def predict_folder(
     progress = _Progress(on_progress, len(items))
     log = _Log(manifest, progress)
     size = segmenter.batch_size(batch_size)
-    writer = _Writer(lambda item: _write(item, out, target, probabilities))
+    writer: Behind[Item, Item] = Behind(lambda item: _write(item, out, target, probabilities), BEHIND)
     try:
         with writer:
             waiting: deque[Item] = deque()
@@ -132,8 +128,8 @@ def predict_folder(
 
             for _ in segmenter.runner(batch_size).run(jobs(), target, probabilities=probabilities):
                 log.enter(writer.put(waiting.popleft()), found)
-            log.enter(writer.rest(), found)
-    finally:
+    finally:  # also what an interruption found still being written
+        log.enter(writer.rest(), found)
         manifest.save()
     return manifest
 
@@ -197,20 +193,6 @@ def _suffix(case: Case) -> str:
 
 def _is_flat(case: Case) -> bool:
     return not case.stacked and io.suffix(case.images[0]) in io.IMAGE_SUFFIXES
-
-
-def _key(segmenter: Segmenter, found: Supports, options: dict[str, Any]) -> str:
-    """Hash of everything beside the inputs that decides the label maps."""
-    backbone = segmenter.method.backbone
-    return hash_values(
-        segmenter.weights_hash,
-        backbone.base_hash,
-        found.sha256,
-        (segmenter.k, segmenter.precision, segmenter.config.data.slice_axis, repr(segmenter.preprocess)),
-        (segmenter.config.method, asdict(segmenter.config.model)),
-        [(c.name, c.label, c.values) for c in segmenter.classes],
-        options,
-    )
 
 
 def _open(out: Path, key: str, about: dict[str, Any], items: Iterable[Item], overwrite: bool) -> Manifest:
@@ -290,55 +272,6 @@ def _write_probabilities(made: Prediction, classes: Sequence[ClassInfo], path: P
         io.write_image(file, array, like=made.volume)
 
 
-def ahead(
-    read: Callable[[Item], Item], items: Iterable[Item], room: int, weight: Callable[[Item], int]
-) -> Iterator[Item]:
-    """``read`` of every item in order, done by one background thread while the caller works.
-
-    Items whose weights sum up to ``room`` are read ahead, at least one.
-    """
-    with ThreadPoolExecutor(1, "samsans-read") as pool:
-        queue: deque[tuple[int, Future[Item]]] = deque()
-        try:
-            for item in items:
-                queue.append((weight(item), pool.submit(read, item)))
-                while len(queue) > 1 and sum(w for w, _ in queue) > room:
-                    yield queue.popleft()[1].result()
-            while queue:
-                yield queue.popleft()[1].result()
-        finally:
-            for _, future in queue:
-                future.cancel()
-
-
-class _Writer:
-    """Writes finished items in one background thread; at most ``BEHIND`` wait, so that memory stays bounded."""
-
-    def __init__(self, write: Callable[[Item], Item]) -> None:
-        self._write, self._pool = write, ThreadPoolExecutor(1, "samsans-write")
-        self._queue: deque[Future[Item]] = deque()
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True)
-
-    def put(self, item: Item) -> list[Item]:
-        """Hand over a finished item; the items that are on disk by now."""
-        self._queue.append(self._pool.submit(self._write, item))
-        written = []
-        while self._queue and (len(self._queue) > BEHIND or self._queue[0].done()):
-            written.append(self._queue.popleft().result())
-        return written
-
-    def rest(self) -> list[Item]:
-        """Wait for all that are left."""
-        written = [future.result() for future in self._queue]
-        self._queue.clear()
-        return written
-
-
 class _Progress:
     def __init__(self, call: Callable[[Progress], None] | None, total: int) -> None:
         self.call, self.total, self.done = call, total, 0
@@ -383,63 +316,3 @@ class _Log:
             self.manifest.failures[item.case.id] = item.failure
             self.manifest.records.pop(item.case.id, None)
         self.progress.step(item.case.id, item.failure or "already there")
-
-
-# -- what is told about it --------------------------------------------------------------------------------------------
-
-
-def _about(segmenter: Segmenter, found: Supports, options: dict[str, Any]) -> dict[str, Any]:
-    config, backbone = segmenter.config, segmenter.method.backbone
-    entry = zoo.BACKBONES.get(config.backbone.name)
-    device = segmenter.device
-    return {
-        "method": config.method,
-        "preset": config.preset,
-        "run": None if segmenter.run is None else str(segmenter.run),
-        "weights": {
-            "file": None if segmenter.weights_file is None else str(segmenter.weights_file),
-            "sha256": segmenter.weights_hash or None,
-        },
-        "backbone": {
-            "name": config.backbone.name,
-            "base_hash": backbone.base_hash,
-            "licence": entry.licence if entry is not None else "unknown",
-            "input_size": segmenter.preprocess.input_size,
-        },
-        "support": None
-        if found.bank is None
-        else {
-            "source": found.source,
-            "sha256": found.sha256,
-            "ids": list(found.bank.ids),
-            "drawn_per_image": min(segmenter.k, found.bank.K),
-        },
-        "options": options,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({platform.machine()})",
-        "precision": segmenter.precision,
-        "versions": {
-            "samsans": samsans.__version__,
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-            "python": platform.python_version(),
-        },
-        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def _shown(inputs: Any) -> Any:
-    if isinstance(inputs, Dataset):
-        return str(inputs.root)
-    return str(inputs) if isinstance(inputs, (str, Path)) else [str(p) for p in inputs]
-
-
-def _yaml(call: dict[str, Any], segmenter: Segmenter) -> str:
-    values = {
-        "run": None if segmenter.run is None else str(segmenter.run),
-        "weights": None if segmenter.weights_file is None else str(segmenter.weights_file),
-        "device": str(segmenter.device),
-        "precision": segmenter.precision,
-        "supports_per_image": segmenter.k,
-        **call,
-    }
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -259,8 +259,9 @@ class Segmenter:
         return Runner(self.method, self.preprocess, self.device, self.precision, self.batch_size(batch_size))
 
     def dataset(self, path: str | Path) -> Dataset:
-        """The cases of a folder, CSV or image, with the voxel size that the run assumes where files state none."""
-        return find_cases(DataConfig(path=str(path), spacing=self.config.data.spacing))
+        """The cases of a folder, CSV or image; no mask is read, since the objects are those of the run."""
+        known = {c.name: list(c.values) for c in self.classes}
+        return find_cases(DataConfig(path=str(path), spacing=self.config.data.spacing, classes=known or None))
 
 
 def choose_device(device: str | torch.device) -> torch.device:

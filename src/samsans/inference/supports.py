@@ -219,7 +219,7 @@ def _require_grid(id: str, image: Volume, labels: Volume) -> None:
 
 def values_in(examples: Iterable[Example]) -> set[int]:
     """Every value of the examples' masks."""
-    return {value for example in examples for value in objects.distinct(example.labels().array)}
+    return {value for example in examples for value in objects.value_counts(example.labels().array)}
 
 
 def encode(method: Any, batch: Batch, device: torch.device, chunk: int) -> Any:
