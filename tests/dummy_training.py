@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from samsans import config as configuration
 from samsans.config import RunConfig
+from samsans.display import Display
 from samsans.ops.losses import dice_loss
 from samsans.training.data import TrainingData
-from samsans.training.display import Display
 from samsans.training.log import read
 from samsans.training.run import check_folder, first_process, fit
 from samsans.types import Batch, Needs, ParamGroup, Stage
@@ -133,7 +133,7 @@ def make_data(val: int = 4, delay: float = 0.0) -> TrainingData:
 def train(run: Path, resume: bool = False, method: DummyMethod | None = None, **options: Any) -> DummyMethod:
     """Train the dummy method in this process; ``data`` replaces its data, other options are those of ``train``."""
     data = options.pop("data", None) or make_data()
-    display = Display(options.pop("on_progress", None), silent=not first_process())
+    display = Display("training", options.pop("on_progress", None), silent=not first_process())
     method, config = method or DummyMethod(), make_config(**options)
     if first_process():
         check_folder(config, run, resume)
