@@ -14,12 +14,12 @@ from typing import Any
 from samsans import config as configuration
 from samsans import methods
 from samsans.config import RunConfig
+from samsans.display import Display
 from samsans.errors import InputError
 from samsans.io.atomic import write_json, write_text
 from samsans.methods import weights
 from samsans.training import checkpoints
 from samsans.training.data import TrainingData, choose_split, describe, loader, read_data
-from samsans.display import Display
 from samsans.training.errors import TrainingStopped
 from samsans.training.log import CsvLog, read
 from samsans.training.schedule import Duration

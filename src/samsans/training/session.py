@@ -14,11 +14,11 @@ from torch import nn
 
 from samsans import config as configuration
 from samsans.config import RunConfig
+from samsans.display import Display
 from samsans.io.atomic import atomic_path
 from samsans.methods import weights
 from samsans.training import checkpoints
 from samsans.training.data import TrainingData
-from samsans.display import Display
 from samsans.training.log import CsvLog
 from samsans.training.schedule import Duration, Position
 from samsans.training.validation import support_indices
