@@ -117,10 +117,10 @@ def test_images_only(tmp_path: Path) -> None:
 
 
 def test_images_and_masks_in_one_folder(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        png(tmp_path / f"{name}.png", picture(0))
+    for name, image in (("a", "a"), ("b", "b_image")):
+        png(tmp_path / f"{image}.png", picture(0))
         png(tmp_path / f"{name}_mask.png", square())
-    assert [(c.id, len(c.labels)) for c in find(tmp_path).cases] == [("a", 1), ("b", 1)]
+    assert [(c.id, len(c.labels)) for c in find(tmp_path).cases] == [("a", 1), ("b_image", 1)]
 
 
 def test_two_images_of_one_name(tmp_path: Path) -> None:

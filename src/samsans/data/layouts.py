@@ -31,6 +31,7 @@ PARTS = {
 }
 DEPTH = 4  # how deep below the root image folders are looked for
 LABEL_SUFFIX = re.compile(r"[_-](masks?|seg|segmentation|labels?|gt|annot|annotation|groundtruth)$")
+IMAGE_SUFFIX = re.compile(r"[_-](images?|img)$")
 CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 
 KNOWN = (
@@ -79,14 +80,15 @@ def part_of(name: str) -> str | None:
 def match(images: Mapping[str, Path], labels: Mapping[str, Path]) -> tuple[dict[str, Path], list[Path]]:
     """Mask of each image id, and the masks that belong to none.
 
-    Tried in this order: same relative path; same path without ``_mask``, ``_seg``, ``_label``, ``_0000`` and the like;
+    Tried in this order: same relative path; same path without ``_mask``, ``_seg``, ``_image``, ``_0000`` and the like;
     same bare name, where only one image and one mask have it.  Upper and lower case count as the same.
     """
 
     def plain(name: str) -> str:
         name = name.casefold()
         channel = CHANNEL.match(name)
-        return LABEL_SUFFIX.sub("", channel[1] if channel and channel[2] == "0000" else name)
+        name = channel[1] if channel and channel[2] == "0000" else name
+        return IMAGE_SUFFIX.sub("", LABEL_SUFFIX.sub("", name))
 
     def unique(keys: Iterable[tuple[str, str]]) -> dict[str, str]:
         listed = list(keys)
