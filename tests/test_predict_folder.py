@@ -82,17 +82,24 @@ def test_images_are_batched_where_they_share_their_supports(tmp_path: Path) -> N
     model = segmenter()
     model.predict_folder(data, tmp_path / "out", support=PAIR, batch_size=2)
     assert [size for size, _ in model.method.batches] == [2, 2, 1]
-    model = segmenter(k_test=1)
-    manifest = model.predict_folder(data, tmp_path / "out2", support=[picture(100), picture(101)], batch_size=2)
-    used = {id: record.supports for id, record in manifest.records.items()}
-    assert all(len(ids) == 1 for ids in used.values())
-    assert used == {f"c{i}": model.banks.find([picture(100), picture(101)], None, 1).bank.select(draw(model, i)).ids
-                    for i in range(5)}  # fmt: skip
 
 
-def draw(model: Segmenter, number: int) -> tuple[int, ...]:
-    found = model.supports([picture(100), picture(101)], None)
-    return model.draw(found, f"c{number}", None)
+def test_every_image_has_its_own_draw(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / "data", 8)
+    supports = [picture(n) for n in range(100, 108)]
+    sizes, written = [], []
+    for mixes in (False, True):
+        model = Segmenter(Threshold(bank_per_image=mixes), run_config(k_test=1), DISC_CUP, device="cpu")
+        manifest = model.predict_folder(data, tmp_path / str(mixes), support=supports, batch_size=4)
+        found = model.supports(supports, None)
+        for name, record in manifest.records.items():
+            assert record.supports == found.bank.select(found.draw(name, 1, 0)).ids
+        sizes.append([size for size, _ in model.method.batches])
+        written.append([path.read_bytes() for _, path in sorted(manifest.outputs.items())])
+    assert len({record.supports for record in manifest.records.values()}) > 2
+    assert len(sizes[0]) > 2
+    assert sizes[1] == [4, 4]
+    assert written[0] == written[1]
 
 
 def test_manifest_tells_what_was_done(tmp_path: Path) -> None:
@@ -144,11 +151,13 @@ def test_bad_files_are_reported_and_stop_nothing(tmp_path: Path) -> None:
     data = write_pictures(tmp_path / "data", 4, labels=False)
     (data / "images/c1.png").write_bytes((data / "images/c1.png").read_bytes()[:60])
     (data / "images/empty.nii.gz").touch()
-    Image.fromarray(np.zeros((9, 9, 4), np.uint8)).save(data / "images/rgba.png")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((9, 9, 3, 5), np.int16), np.eye(4)), data / "images/five.nii.gz")
     manifest = segmenter().predict_folder(data / "images", tmp_path / "out", support=PAIR)
-    assert {"c1", "empty"} <= set(manifest.failures)
-    assert all("c1.png" in m or "empty" in m or "rgba" in m for m in manifest.failures.values())
-    assert {"c0", "c2", "c3"} <= set(manifest.outputs)
+    assert set(manifest.failures) == {"c1", "empty", "five"}
+    assert all(f"{id}." in message for id, message in manifest.failures.items())
+    assert set(manifest.outputs) == {"c0", "c2", "c3"}
+    assert manifest.text().startswith(f"3 segmented, 0 there already, {len(manifest.failures)} failed")
+    assert "\n  c1: " in manifest.text()
     assert all(path.is_file() for path in manifest.outputs.values())
     assert json.loads((tmp_path / "out/manifest.json").read_text())["failures"] == manifest.failures
 

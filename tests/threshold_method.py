@@ -64,8 +64,9 @@ class Threshold(nn.Module):
 
     needs = Needs(supports=True)
 
-    def __init__(self, size: int = 32, weights: str = "w") -> None:
+    def __init__(self, size: int = 32, weights: str = "w", bank_per_image: bool = False) -> None:
         super().__init__()
+        self.bank_per_image = bank_per_image
         self.backbone = SimpleNamespace(input_size=size, base_hash="base")
         self.weights, self.timer, self.batches = weights, Timer(), []
 
@@ -82,14 +83,18 @@ class Threshold(nn.Module):
             about = json.loads(file.metadata()["about"])
             return LevelBank(file.get_tensor("levels"), tuple(about["objects"]), tuple(about["ids"]), about["weights"])
 
-    def predict(self, batch: Batch, support: LevelBank | None = None) -> Tensor:
+    def predict(self, batch: Batch, support: LevelBank | list[LevelBank] | None = None) -> Tensor:
         assert batch.masks is None
         assert support is not None
-        self.batches.append((len(batch.ids), support.ids))
+        banks = support if isinstance(support, list) else [support] * len(batch.ids)
+        self.batches.append((len(batch.ids), banks[0].ids))
         with self.timer("decode"):
-            grey = batch.images.mean(1)[:, None, None]  # (B, 1, 1, S, S)
-            away = (grey - support.levels[None, :, :, None, None]).abs().nan_to_num(99.0)
-            return 10 * (0.25 - away.min(1).values)
+            return torch.stack([self.logits(*pair) for pair in zip(batch.images, banks, strict=True)])
+
+    @staticmethod
+    def logits(image: Tensor, bank: LevelBank) -> Tensor:
+        away = (image.mean(0) - bank.levels[:, :, None, None]).abs().nan_to_num(99.0)  # (K, N, S, S)
+        return 10 * (0.25 - away.min(0).values)
 
 
 def run_config(data: Path | str = "", **values: Any) -> RunConfig:

@@ -60,9 +60,10 @@ class Manifest:
         return total
 
     def text(self) -> str:
-        """What was done, for people: counts, seconds an image, and every failure with its reason."""
+        """What was done, for people: counts, seconds by part, and every failure with its reason."""
         done = len(self.records) - len(self.skipped)
         lines = [f"{done} segmented, {len(self.skipped)} there already, {len(self.failures)} failed: {self.folder}"]
+        lines += ["  " + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in self.seconds.items())] if done else []
         lines += [f"  {id}: {message}" for id, message in self.failures.items()]
         return "\n".join(lines)
 

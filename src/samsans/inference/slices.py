@@ -123,18 +123,21 @@ class Runner:
     ) -> None:
         self.method, self.preprocess, self.device = method, preprocess, device
         self.precision, self.batch_size = precision, batch_size
-        self._selected: tuple[Any, tuple[int, ...], Any] = (None, (), None)
+        self.mixes = bool(getattr(method, "bank_per_image", False))
+        self._bank: tuple[Any, Any] = (None, None)
 
     def run(self, jobs: Iterable[Job], target: Target, *, probabilities: bool = False) -> Iterator[Job]:
         """Yield every job when its last slice is done, in order.
 
-        A batch holds slices of the same draw of supports, since a method reads one bank a call.
+        A batch holds slices of one draw of supports, unless the method says with ``bank_per_image`` that it also takes
+        a list with the bank of every image.
         """
         waiting: list[tuple[Job, int]] = []
         for job in jobs:
             self._allocate(job, target, probabilities)
             for index in range(job.depth):
-                if waiting and (len(waiting) == self.batch_size or waiting[0][0].draw != job.draw):
+                other = waiting and not self.mixes and waiting[0][0].draw != job.draw
+                if other or len(waiting) == self.batch_size:
                     yield from self._segment(waiting, target)
                     waiting = []
                 waiting.append((job, index))
@@ -152,7 +155,7 @@ class Runner:
         """Segment a batch of slices; the jobs that are finished by it."""
         start = time.perf_counter()
         batch = self._batch(waiting, target)
-        bank = self._bank(target.bank, waiting[0][0].draw)
+        bank = self._draw(target.bank, [job.draw for job, _ in waiting])
         prepared = time.perf_counter()
         with autocast(self.device, self.precision), torch.inference_mode():
             logits = self.method.predict(batch, bank)
@@ -195,14 +198,16 @@ class Runner:
             valid=where,
         )
 
-    def _bank(self, bank: Any, draw: tuple[int, ...]) -> Any:
-        """The drawn pairs of the bank on the device; the latest draw is kept for the next batch."""
+    def _draw(self, bank: Any, draws: Sequence[tuple[int, ...]]) -> Any:
+        """The drawn pairs of the bank, chosen on the device; a list of one bank an image where the draws differ."""
         if bank is None:
             return None
-        if self._selected[0] is not bank or self._selected[1] != draw:
-            chosen = bank if draw == tuple(range(bank.K)) else bank.select(draw)
-            self._selected = (bank, draw, chosen.to(self.device))
-        return self._selected[2]
+        if self._bank[0] is not bank:
+            self._bank = (bank, bank.to(self.device))
+        here = self._bank[1]
+        every = tuple(range(here.K))
+        chosen = {draw: here if draw == every else here.select(draw) for draw in dict.fromkeys(draws)}
+        return chosen[draws[0]] if len(chosen) == 1 else [chosen[draw] for draw in draws]
 
     def _paint(self, job: Job, index: int, logits: Tensor, valid: list[int], classes: Sequence[ClassInfo]) -> None:
         """Fill one slice of the label map (and of the probabilities) from ``(N, S, S)`` logits."""
