@@ -1,0 +1,205 @@
+"""Controls: does the result come from the support masks?
+
+Every object is segmented alone, with K = 1, 4 and 8 support pairs, and then with supports that say nothing or the wrong
+thing: masks shuffled among the images, empty masks, masks of another object.  Last, the mean training mask as the
+prediction of every image.  Only images that show the object are scored, the same ones in every arm.  A method that uses its supports is much better with the true ones than with any of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samsans import io
+from samsans.config import DataConfig
+from samsans.data.cases import Dataset, find_cases
+from samsans.data.slices import SliceDataset
+from samsans.data.splits import Split
+from samsans.data.transforms import normalize
+from samsans.errors import InputError
+from samsans.metrics.evaluate import evaluate
+from samsans.types import Batch, Case, ClassInfo, Progress
+
+if TYPE_CHECKING:
+    from samsans.inference import Segmenter
+
+SUPPORTS = (1, 4, 8)
+THRESHOLDS = tuple(np.arange(1, 20) / 20)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: mean Dice of an object under one arm, in [0, 1], with its 95 % bootstrap interval."""
+
+    object: str
+    arm: str
+    dice: float
+    low: float
+    high: float
+    n: int
+
+
+def controls(
+    data: DataConfig,
+    run_folder: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> str:
+    """Run all arms on the run's held-out cases; writes ``controls.json``, ``controls.png`` and the label maps.
+
+    Args:
+        data: The data set the run was trained on.
+        run_folder: A run of a method with supports.
+        out: Folder to write.
+        seed: Of the draw of support pairs.
+        limit: Evaluate at most this many held-out cases.
+        on_progress: Called after every arm.
+
+    Returns:
+        The table as text.
+
+    Raises:
+        InputError: the method takes no supports, or the run holds nobody out.
+    """
+    from samsans.inference import load
+
+    segmenter = load(run_folder)
+    if not segmenter.method.needs.supports:
+        raise InputError(f"{segmenter.config.method} takes no support pairs", "a method that does")
+    known = {c.name: list(c.values) for c in segmenter.classes}
+    dataset = find_cases(replace(data, classes=data.classes or known))
+    split = Split.load(run_folder / "split.json")
+    held_out = split.test or split.val
+    test = [case for case in dataset.labelled if case.id in set(held_out)][:limit]
+    if not test:
+        raise InputError(f"{run_folder} holds no case of {dataset.root} out", "a run with --split.test 0.2, say")
+    pool = SliceDataset(dataset, split.train, segmenter.preprocess, slice_axis=segmenter.config.data.slice_axis)
+    arms = _arms(segmenter, pool, seed)
+    rows: list[Row] = []
+    for done, (info, arm, make) in enumerate(arms, start=1):
+        shown = [case for case in test if np.isin(dataset.read_labels(case).array, info.values).any()]
+        folder = out / "masks" / info.name / arm.replace(" ", "_")
+        bank = make()
+        if bank is None:
+            _write_mean_mask(pool, dataset, shown, info, folder)
+        else:
+            segmenter.predict_folder(replace(dataset, cases=tuple(shown)), folder, support=bank, overwrite=True)
+        found = evaluate(folder, shown, out / "reports" / info.name / arm.replace(" ", "_"), classes=[info], seed=seed)
+        scores = found.classes[info.name]
+        low, high = scores["ci"]["dice"] or (float("nan"), float("nan"))
+        rows.append(Row(info.name, arm, scores["dice"], low, high, scores["n"]))
+        if on_progress is not None:
+            on_progress(Progress(done, len(arms), f"{info.name}: {arm}"))
+    io.write_json(out / "controls.json", {"rows": [_plain(row) for row in rows], "test": [case.id for case in test]})
+    _draw(rows, out / "controls.png")
+    return _text(rows)
+
+
+def _arms(segmenter: Segmenter, pool: SliceDataset, seed: int) -> list[tuple[ClassInfo, str, Callable[[], Any]]]:
+    """Every object with every arm, and what makes the arm's bank; ``None`` stands for the mean mask."""
+    order = np.random.default_rng(seed).permutation(len(pool))
+    arms: list[tuple[ClassInfo, str, Callable[[], Any]]] = []
+    for index, info in enumerate(pool.dataset.classes):
+        shown = _one_a_patient(pool, [int(i) for i in order if pool.present[i, index]])[: max(SUPPORTS)]
+        if len(shown) < 2:
+            raise InputError(f"{len(shown)} training images show {info.name}", "at least 2")
+
+        def bank(
+            chosen: Sequence[int], name: str, column: int, change: Callable[[Tensor], Tensor] | None = None
+        ) -> Callable[[], Any]:
+            return lambda: _bank(segmenter, pool, chosen, name, column, change)
+
+        for k in SUPPORTS:
+            if k <= len(shown):
+                arms.append((info, f"K={k}", bank(shown[:k], info.name, index)))
+        arms.append((info, "shuffled masks", bank(shown, info.name, index, lambda masks: masks.roll(1, dims=0))))
+        arms.append((info, "empty masks", bank(shown, info.name, index, torch.zeros_like)))
+        for other, stranger in enumerate(pool.dataset.classes):
+            if other != index:
+                arms.append((info, f"masks of {stranger.name}", bank(shown, info.name, other)))
+        arms.append((info, "mean mask", lambda: None))
+    return arms
+
+
+def _one_a_patient(pool: SliceDataset, indices: Sequence[int]) -> list[int]:
+    first: dict[str, int] = {}
+    for index in indices:
+        first.setdefault(pool.patients[index], index)
+    return list(first.values())
+
+
+def _bank(
+    segmenter: Segmenter,
+    pool: SliceDataset,
+    indices: Sequence[int],
+    name: str,
+    column: int,
+    change: Callable[[Tensor], Tensor] | None,
+) -> Any:
+    items = [pool[i] for i in indices]
+    masks = torch.stack([item.masks[column : column + 1] for item in items])
+    images = normalize(torch.stack([item.image for item in items]))
+    batch = Batch(images, masks if change is None else change(masks), tuple(item.id for item in items), (name,))
+    return segmenter.method.encode_support(batch.to(segmenter.device))
+
+
+def _write_mean_mask(pool: SliceDataset, dataset: Dataset, test: Sequence[Case], info: ClassInfo, folder: Path) -> None:
+    """The mean training mask, cut where its Dice on the training images is best, on the grid of every test image."""
+    column = dataset.classes.index(info)
+    masks = torch.stack([pool[i].masks[column] for i in range(len(pool))]).float()
+    mean = masks.mean(0)
+    scores = []
+    for threshold in THRESHOLDS:
+        cut = (mean > threshold * mean.max()).float()
+        scores.append(float((2 * (masks * cut).sum((1, 2)) / (masks.sum((1, 2)) + cut.sum()).clamp_min(1)).mean()))
+    best = mean > THRESHOLDS[int(np.argmax(scores))] * mean.max()
+    for case in test:
+        volume = dataset.read_image(case)
+        depth, height, width = volume.shape
+        rows = (np.arange(height) + 0.5) * best.shape[0] // height
+        columns = (np.arange(width) + 0.5) * best.shape[1] // width
+        label = best.numpy()[rows.astype(int)][:, columns.astype(int)].astype(np.uint8) * info.label
+        path = folder / f"{case.id}{io.output_suffix(case.images[0])}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        io.write_labels(path, np.broadcast_to(label, (depth, height, width)).copy(), like=volume)
+
+
+def _plain(row: Row) -> Mapping[str, Any]:
+    return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in vars(row).items()}
+
+
+def _text(rows: Sequence[Row]) -> str:
+    lines = [f"{'object':14}{'supports':22}{'Dice':>7}   95 % interval"]
+    lines += [f"{r.object:14}{r.arm:22}{r.dice:7.3f}   {r.low:.3f} to {r.high:.3f}  (n={r.n})" for r in rows]
+    return "\n".join(lines)
+
+
+def _draw(rows: Sequence[Row], path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(row.object for row in rows))
+    figure, axes = plt.subplots(1, len(names), figsize=(4.5 * len(names), 3.2), squeeze=False, sharey=True)
+    for axis, name in zip(axes[0], names, strict=True):
+        mine = [row for row in rows if row.object == name]
+        heights = np.array([row.dice for row in mine])
+        errors = np.abs(np.array([[row.dice - row.low, row.high - row.dice] for row in mine]).T)
+        colours = ["#2a6f97" if row.arm.startswith("K=") else "#b0b7bf" for row in mine]
+        axis.bar(range(len(mine)), heights, color=colours, yerr=errors, capsize=3)
+        axis.set_xticks(range(len(mine)), [row.arm for row in mine], rotation=35, ha="right")
+        axis.set_title(name)
+        axis.set_ylim(0, 1)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("Dice")
+    figure.tight_layout()
+    with io.atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    plt.close(figure)
