@@ -196,7 +196,7 @@ class _Direction(nn.Module):
         weight = self.conv.weight.flip(-1) if self.reverse else self.conv.weight
         image = F.pad(u, self.padding).transpose(1, 2).unsqueeze(2)
         image = F.conv2d(image, weight.unsqueeze(2), groups=len(weight))
-        return image.squeeze(2).transpose(1, 2) + self.conv.bias
+        return image.squeeze(2).transpose(1, 2) + self.conv.bias  # type: ignore[operator]
 
 
 class VisionTransformer(nn.Module):
