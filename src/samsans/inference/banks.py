@@ -97,7 +97,10 @@ class Banks:
         return bank
 
     def find(self, support: Any, task: str | None, chunk: int) -> Supports:
-        """The bank to segment with: a task's, one given, one made of pairs, or one of the run's training images."""
+        """The bank to segment with: a task's, one given, one made of pairs, or one of the run's training images.
+
+        chunk: pairs encoded together.  Raises InputError where there is none or it cannot be used.
+        """
         if not self.method.needs.supports:
             if support is not None or task is not None:
                 raise InputError(f"supports for {self.config.method}", "none: this method learns no task from examples")
@@ -196,6 +199,7 @@ class Banks:
         )
 
     def task_path(self, name: str) -> Path:
+        """Where the task ``name`` is kept; InputError without a run folder, and for names that leave it."""
         if self.run is None:
             raise InputError(f"task {name!r} without a run folder", "a model that was loaded from its run")
         if not re.fullmatch(r"[\w][\w .-]*", name):
