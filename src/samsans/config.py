@@ -241,11 +241,12 @@ def run_config_class(method: str) -> type[RunConfig]:
 def presets(method: str) -> dict[str, dict[str, Any]]:
     """The method's presets by name: nested overrides of the defaults."""
     entry = zoo.method_entry(method)
-    return getattr(importlib.import_module(entry.config.partition(":")[0]), "PRESETS")
+    module = importlib.import_module(entry.config.partition(":")[0])
+    return dict(module.PRESETS)
 
 
 def choose_preset(method: str, preset: str | None, backbone: str | None) -> str:
-    """The preset asked for; else ``scratch`` where the backbone trains from nothing and the method has it, else ``paper``."""
+    """The preset asked for; else ``scratch`` for a backbone that trains from nothing (if there is one), else ``paper``."""
     known = presets(method)
     if preset is None:
         scratch = backbone in zoo.BACKBONES and zoo.BACKBONES[backbone].from_scratch and "scratch" in known

@@ -2,7 +2,8 @@
 
 Every object is segmented alone, with K = 1, 4 and 8 support pairs, and then with supports that say nothing or the wrong
 thing: masks shuffled among the images, empty masks, masks of another object.  Last, the mean training mask as the
-prediction of every image.  Only images that show the object are scored, the same ones in every arm.  A method that uses its supports is much better with the true ones than with any of these.
+prediction of every image.  Only images that show the object are scored, the same ones in every arm.  A method that
+uses its supports is much better with the true ones than with any of these.
 """
 
 from __future__ import annotations

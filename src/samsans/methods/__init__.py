@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Method(Protocol):
     """What training and inference know of a method (a ``torch.nn.Module``): these names and nothing else.
 
-    A method whose ``needs.supports`` is true also has ``encode_support(batch) -> SupportBank``: ``batch`` holds K images
-    with their masks; the bank is what ``predict`` takes as ``support``.  A method may have ``gauges(batch)``: numbers
-    worth logging that cost an extra pass.
+    A method whose ``needs.supports`` is true also has ``encode_support(batch) -> SupportBank``: ``batch`` holds K
+    images with their masks; the bank is what ``predict`` takes as ``support``.  A method may have ``gauges(batch)``:
+    numbers worth logging that cost an extra pass.
     """
 
     needs: Needs

@@ -186,7 +186,7 @@ class ProxyPrompt(nn.Module):
         return embedding, _tokens(features), self._values(self.context(images, masks, features), masks)
 
     def _values(self, context: Tensor, masks: Tensor) -> Tensor:
-        """``(K, T, N, V)`` of ``Aagg``; on the direct path the support mask itself, in cells of each token, comes last."""
+        """``(K, T, N, V)`` of ``Aagg``; on the direct path the support mask itself, in cells of a token, comes last."""
         values = context.flatten(3).permute(0, 3, 1, 2)
         if self.direct is None:
             return values
@@ -261,8 +261,9 @@ class ProxyPrompt(nn.Module):
         if step <= warmup or gauges["rel_prompt"] >= 0.05:
             return None
         return (
-            f"the prompt hardly depends on the support mask (relative change {gauges['rel_prompt']:.3f} at step {step}): "
-            "raise model.csm.mask_gain, lower model.csm.image_gain and fsup_gain, or use --preset scratch"
+            f"the prompt hardly depends on the support mask (relative change {gauges['rel_prompt']:.3f} "
+            f"at step {step}): raise model.csm.mask_gain, lower model.csm.image_gain and fsup_gain, "
+            "or use --preset scratch"
         )
 
 

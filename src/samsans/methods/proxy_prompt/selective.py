@@ -47,9 +47,9 @@ class Partial:
 def selective_logits(query: Tensor, keys: Tensor) -> Tensor:
     """``Sel`` transposed: ``(B, T, A)`` for target tokens ``(B, T, C)`` and support tokens ``(A, C)``, both centred."""
     scale = keys.shape[-1] ** -0.5
-    return torch.addmm(
-        -(keys.square().sum(-1) * scale), query.flatten(0, 1), keys.T, alpha=2 * scale
-    ).unflatten(0, query.shape[:2])
+    return torch.addmm(-(keys.square().sum(-1) * scale), query.flatten(0, 1), keys.T, alpha=2 * scale).unflatten(
+        0, query.shape[:2]
+    )
 
 
 def partial_readout(query: Tensor, keys: Tensor, values: Tensor, excluded: Tensor | None = None) -> Partial:

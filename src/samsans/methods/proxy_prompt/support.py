@@ -1,4 +1,4 @@
-"""``SupportBank``: support pairs encoded once, independent of any target; merge banks, switch the task by switching banks."""
+"""``SupportBank``: support pairs encoded once; merge banks, switch the task by switching banks."""
 
 from __future__ import annotations
 
