@@ -145,11 +145,11 @@ def evaluate(
     cases, classes = _reference(Path(predictions), reference)
     return run(
         Path(predictions),
-        Path(str(reference)) if cases is None else cases,
+        Path(_data(reference).path) if cases is None else cases,
         Path(out),
         convention=convention,
+        classes=classes or None,
         on_progress=on_progress,
-        **({"classes": classes} if classes else {}),
         **options,
     )
 

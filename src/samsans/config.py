@@ -246,7 +246,7 @@ def presets(method: str) -> dict[str, dict[str, Any]]:
 
 
 def choose_preset(method: str, preset: str | None, backbone: str | None) -> str:
-    """The preset asked for; else ``scratch`` for a backbone that trains from nothing (if there is one), else ``paper``."""
+    """The preset asked for; else ``scratch`` for a backbone that trains from nothing, else ``paper``."""
     known = presets(method)
     if preset is None:
         scratch = backbone in zoo.BACKBONES and zoo.BACKBONES[backbone].from_scratch and "scratch" in known
@@ -292,7 +292,7 @@ def from_dict(values: Mapping[str, Any], *, method: str | None = None, preset: s
     made = parser(method, preset)
     try:
         parsed = made.parse_object(_nest(flat | {"method": method, "preset": preset}))
-        return run_config_class(method)(**made.instantiate_classes(parsed).as_dict())
+        return run_config_class(method)(**made.instantiate(parsed).as_dict())
     except (jsonargparse.ArgumentError, TypeError, KeyError) as error:
         raise InputError(
             f"configuration of {method} not understood: {error}", todo="See `samsans train --help` for every key"

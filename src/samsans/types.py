@@ -108,8 +108,11 @@ class Batch:
         """The same batch with its tensors on ``device``."""
         import dataclasses
 
-        tensors = {name: getattr(self, name) for name in ("images", "masks", "targets", "valid")}
-        return dataclasses.replace(self, **{k: None if t is None else t.to(device) for k, t in tensors.items()})
+        moved: dict[str, Any] = {}
+        for name in ("images", "masks", "targets", "valid"):
+            tensor = getattr(self, name)
+            moved[name] = None if tensor is None else tensor.to(device)
+        return dataclasses.replace(self, **moved)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,20 @@ def ridges(grey: Tensor, rng: np.random.Generator) -> Tensor:
     return _between(curvature, 1 - rng.uniform(0.05, 0.2), 1.0, rng)
 
 
+def place(grey: Tensor, rng: np.random.Generator) -> Tensor:
+    """A blob at nearly the same place in every image, whatever they show.
+
+    It looks like a real object's mask: that a mask has the shape of an organ says nothing, only what lies under it.
+    """
+    side = grey.shape[-1]
+    index = (torch.arange(side, dtype=torch.float32) + 0.5) / side
+    centre, radii = rng.uniform(0.2, 0.8, 2), rng.uniform(0.05, 0.3, 2)
+    centres = torch.from_numpy((centre + rng.normal(0, 0.02, (len(grey), 2))).astype(np.float32))
+    down = (index[None, :, None] - centres[:, :1, None]) / radii[0]
+    right = (index[None, None, :] - centres[:, None, 1:]) / radii[1]
+    return down.square() + right.square() < 1
+
+
 # Rules that start from a real object.  mask: (B, s, s) bool; an image without the object has no place near it.
 
 
@@ -136,7 +150,7 @@ def half(mask: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 Rule = Callable[[Tensor, np.random.Generator], Tensor]
-IMAGE_RULES: tuple[Rule, ...] = (band, band, edges, blobs, ridges)
+IMAGE_RULES: tuple[Rule, ...] = (band, band, edges, blobs, ridges, place)
 OBJECT_RULES: tuple[Rule, ...] = (same, complement, dilated, eroded, boundary, ring, beside, half)
 
 

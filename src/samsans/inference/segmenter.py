@@ -309,4 +309,6 @@ def load(
     if weights.trained_names(method):
         file = weights.best_or_last(run) if checkpoint == "best" else run / "model" / "last.safetensors"
         weights.load_weights(method, file)
+    if hasattr(method, "finish"):
+        method.finish()
     return Segmenter(method, config, classes, run=run, weights_file=file, device=device, precision=precision)

@@ -20,7 +20,7 @@ class Method(Protocol):
 
     A method whose ``needs.supports`` is true also has ``encode_support(batch) -> SupportBank``: ``batch`` holds K
     images with their masks; the bank is what ``predict`` takes as ``support``.  A method may have ``gauges(batch)``:
-    numbers worth logging that cost an extra pass.
+    numbers worth logging that cost an extra pass; and ``finish()``: the weights are final, prepare to predict.
     """
 
     needs: Needs

@@ -77,6 +77,10 @@ def train(
         data = read_data(dataset, split, config, method.needs, method.backbone.input_size)
         if first_process():
             describe(run, dataset, split)
+        if not tuple(method.stages(config)):
+            write_text(run / "config.yaml", configuration.dump(config))
+            display.say(f"{config.method} has nothing to train: the run only remembers its settings")
+            return run
         fit(config, method, data, run, display, resume=resume)
     return run
 

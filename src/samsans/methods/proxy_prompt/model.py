@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samsans.backbones import add_lora, load_backbone, merge_lora
 from samsans.errors import InputError
 from samsans.methods.proxy_prompt.bridge import Bridge
 from samsans.methods.proxy_prompt.ccm import Ccm
@@ -33,6 +35,14 @@ CELLS = 4
 """Mask cells a side of a token that the direct path reads: the resolution of the decoder's output."""
 
 
+@dataclass(frozen=True)
+class Output:
+    """Training output.  logits: ``(targets, N, S, S)``.  prompts: ``(targets, N, T / 16, C)``."""
+
+    logits: Tensor
+    prompts: Tensor
+
+
 class ProxyPrompt(nn.Module):
     """Proxy Prompt Generator on a SAM backbone.
 
@@ -42,6 +52,7 @@ class ProxyPrompt(nn.Module):
     """
 
     needs = Needs(supports=True)
+    bank_per_image = True  # predict takes one bank for each image of a batch
 
     def __init__(self, backbone: Sam, config: ProxyPromptConfig) -> None:
         super().__init__()
@@ -52,10 +63,11 @@ class ProxyPrompt(nn.Module):
                 f"a grid that halves twice: an input side that is a multiple of {4 * backbone.patch}",
             )
         self.config, self.backbone, self.timer = config, backbone, Timer()
+        self._fingerprint: str | None = None
         self.context_encoder = _context_encoder(config, grid, backbone.patch)
         self.bridge = Bridge(
             channels,
-            self.context_encoder.out_channels,
+            int(self.context_encoder.out_channels),  # type: ignore[arg-type]
             enabled=csm.bridge,
             residual=csm.cbam_residual,
             reduction=csm.reduction,
@@ -109,13 +121,20 @@ class ProxyPrompt(nn.Module):
             weights=self.fingerprint(),
         )
 
+    def finish(self) -> None:
+        """The weights are final: merge the adapters into the base for inference.  Training cannot go on."""
+        self._fingerprint = self.fingerprint()
+        merge_lora(self.backbone)
+
     def fingerprint(self) -> str:
         """sha256 of the trained weights and of the frozen base they belong to."""
+        if self._fingerprint is not None:
+            return self._fingerprint
         digest = hashlib.sha256(self.backbone.base_hash.encode())
         for name, parameter in sorted(self.named_parameters()):
             if parameter.requires_grad:
                 digest.update(name.encode())
-                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+                digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def load_support(self, path: str) -> SupportBank:
@@ -168,17 +187,14 @@ class ProxyPrompt(nn.Module):
         logits = self.backbone.decode(embedding, Prompt(tokens, dense, image)).logits
         return logits[:, 0].unflatten(0, (batch, n))
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Leave-one-out episodes (section 4.2): every target reads all other images of the batch as its supports.
-
-        Returns:
-            ``(targets, N, S, S)`` logits.
-        """
+    def forward(self, batch: Batch) -> Output:
+        """Leave-one-out episodes (section 4.2): every target reads all other images of the batch as its supports."""
         masks, targets = self._episode(batch)
         embedding, keys, values = self._encode_all(batch.images, masks)
         chosen = Embedding(embedding.features[targets])
         tokens, context = self.prompt(chosen.features, keys, values, exclude=targets)
-        return _upsample(self.decode(chosen, tokens, context), batch.images.shape[-1])
+        logits = _upsample(self.decode(chosen, tokens, context), batch.images.shape[-1])
+        return Output(logits, tokens.unflatten(0, logits.shape[:2]))
 
     def _encode_all(self, images: Tensor, masks: Tensor) -> tuple[Embedding, Tensor, Tensor]:
         embedding = self.backbone.encode(images)
@@ -205,26 +221,38 @@ class ProxyPrompt(nn.Module):
             targets = torch.arange(len(batch.images), device=batch.images.device)
         return batch.masks, targets
 
-    def loss(self, output: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """Dice loss (decision D-18): per object at full size, mean over objects and targets; plus ``bce`` times the
-        cross-entropy of every pixel (our option, 0 in ``paper``)."""
+    def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
+        """Dice loss (decision D-18): per object at full size, mean over objects and targets.
+
+        Our options, both 0 in ``paper``: ``bce`` times the cross-entropy of every pixel, and ``mask_contrast`` times
+        how much the prompts of two objects of the same target resemble each other (decision D-35).
+        """
         masks, targets = self._episode(batch)
-        truth = masks[targets]
-        dice = dice_loss(output, truth).mean()
-        if not self.config.bce:
-            return {"loss": dice}
-        bce = F.binary_cross_entropy_with_logits(output.float(), truth.float())
-        return {"loss": dice + self.config.bce * bce, "dice": dice, "bce": bce}
+        truth, config = masks[targets], self.config
+        parts = {"dice": dice_loss(output.logits, truth).mean()}
+        total = parts["dice"]
+        if config.bce:
+            parts["bce"] = F.binary_cross_entropy_with_logits(output.logits.float(), truth.float())
+            total = total + config.bce * parts["bce"]
+        if config.mask_contrast and masks.shape[1] > 1:
+            parts["contrast"] = _resemblance(output.prompts)
+            total = total + config.mask_contrast * parts["contrast"]
+        return {"loss": total, **parts}
 
     @torch.no_grad()
-    def predict(self, batch: Batch, support: SupportBank | None = None) -> Tensor:
-        """``(B, N, S, S)`` float32 logits of the bank's N objects for every image."""
+    def predict(self, batch: Batch, support: SupportBank | Sequence[SupportBank] | None = None) -> Tensor:
+        """``(B, N, S, S)`` float32 logits of N objects for every image; ``support`` is one bank, or one for each."""
         if support is None:
             raise InputError("Proxy Prompt was given no support pairs", "a SupportBank from encode_support")
         with self.timer("encode"):
             embedding = self.backbone.encode(batch.images)
         with self.timer("prompt"):
-            tokens, context = self.prompt(embedding.features, support.keys, support.values)
+            if isinstance(support, SupportBank):
+                tokens, context = self.prompt(embedding.features, support.keys, support.values)
+            else:
+                each = zip(embedding.features.split(1), support, strict=True)
+                parts = [self.prompt(features, bank.keys, bank.values) for features, bank in each]
+                tokens, context = (torch.cat(part) for part in zip(*parts, strict=True))
         with self.timer("decode"):
             return _upsample(self.decode(embedding, tokens, context), batch.images.shape[-1]).float()
 
@@ -267,6 +295,13 @@ class ProxyPrompt(nn.Module):
         )
 
 
+def _resemblance(prompts: Tensor) -> Tensor:
+    """``relu(1 - |P_a - P_b| / |P_a|)`` of neighbouring objects a, b; prompts ``(targets, N, tokens, C)``."""
+    flat = prompts.flatten(2).float()
+    change = (flat - flat.roll(1, dims=1)).norm(dim=-1) / flat.norm(dim=-1).clamp_min(1e-6)
+    return F.relu(1 - change).mean()
+
+
 def _train_whole(backbone: Sam) -> None:
     """Train every base weight that a mask depends on; the rest stays frozen, so that none is left without gradient."""
     backbone.freeze(False)
@@ -302,8 +337,6 @@ def _context_encoder(config: ProxyPromptConfig, grid: int, patch: int) -> nn.Mod
 
 def build(config: RunConfig, objects: tuple[str, ...]) -> ProxyPrompt:
     """Proxy Prompt as a run's configuration describes it, its fresh parts drawn from ``config.seed``."""
-    from samsans.backbones import add_lora, load_backbone
-
     backbone = load_backbone(config.backbone, seed=config.seed)
     if config.backbone.train == "lora":
         add_lora(backbone, config.lora)
