@@ -164,7 +164,7 @@ def test_folders_in_use_are_refused(tmp_path: Path) -> None:
 def test_methods_without_stages_only_remember_their_settings(tmp_path: Path) -> None:
     write("fundus", tmp_path / "data", n=2, size=64)
     settings = {"backbone.name": "tiny", "data.path": str(tmp_path / "data")}
-    run(configuration.from_dict(settings, method="prompted", preset="box"), tmp_path / "run")
+    run_training(configuration.from_dict(settings, method="prompted", preset="box"), tmp_path / "run")
     assert configuration.load(tmp_path / "run" / "config.yaml").preset == "box"
     assert not (tmp_path / "run" / "model").exists()
 

@@ -4,7 +4,7 @@ Our addition, not in the paper.  With one annotated object a model can learn to 
 the answer whatever they show, and the prompt carries nothing (section 4.4 of the specification measured exactly that
 plateau).  A rule that changes with every episode leaves the support masks as the only place where the answer stands.
 Rules start from the image (a band of colours, edges, blobs, ridges such as vessels), from the real objects (around,
-inside, beside, without) or say that there is nothing to find.
+inside, beside, without, their outline copied onto other images) or say that there is nothing to find.
 
 Everything is computed at a side of at most 256 pixels and enlarged.
 """
@@ -144,6 +144,14 @@ def beside(mask: Tensor, rng: np.random.Generator) -> Tensor:
     return _half_plane(mask, rng) & ~mask & (_distance(mask) <= rng.uniform(0.1, 0.4))
 
 
+def copied(mask: Tensor, rng: np.random.Generator) -> Tensor:
+    """The mask of one image at the same place in all of them: that a mask looks like an object says nothing."""
+    showing = torch.nonzero(mask.flatten(1).any(1)).flatten()
+    if not len(showing):
+        return mask
+    return mask[showing[rng.integers(len(showing))]].expand_as(mask).clone()
+
+
 def half(mask: Tensor, rng: np.random.Generator) -> Tensor:
     """The part of the object on one side of its centre."""
     return mask & _half_plane(mask, rng)
@@ -151,7 +159,7 @@ def half(mask: Tensor, rng: np.random.Generator) -> Tensor:
 
 Rule = Callable[[Tensor, np.random.Generator], Tensor]
 IMAGE_RULES: tuple[Rule, ...] = (band, band, edges, blobs, ridges, place)
-OBJECT_RULES: tuple[Rule, ...] = (same, complement, dilated, eroded, boundary, ring, beside, half)
+OBJECT_RULES: tuple[Rule, ...] = (same, complement, dilated, eroded, boundary, ring, beside, half, copied, copied)
 
 
 def _tint(pixels: Tensor, rng: np.random.Generator) -> Tensor:
