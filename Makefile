@@ -12,7 +12,6 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-export OMP_NUM_THREADS ?= 1
 
 .PHONY: install demo test lint format bench docs freeze clean
 
@@ -29,7 +28,7 @@ demo: $(INSTALLED)
 	$(BIN)/samsans demo -o demo
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
