@@ -95,6 +95,7 @@ class ProxyPromptConfig:
         direct: A residual path around the colorization module: the context, and the support mask read by the same
             selective map, also enter the decoder as a dense prompt (our option; decision D-35 names such a path).
         bce: Weight of pixel-wise cross-entropy beside the Dice loss (our option).
+        read: Weight of the cross-entropy of the support masks as the direct path reads them (our option).
         mask_contrast: Weight of a term that pushes apart the prompts of different masks (decision D-35).
         scan: Selective scan: auto, cpp, triton, chunked or sequential (decision D-34).
     """
@@ -105,6 +106,7 @@ class ProxyPromptConfig:
     k_test: int = 8
     direct: bool = False
     bce: float = 0.0
+    read: float = 0.0
     mask_contrast: float = 0.0
     scan: Literal["auto", "cpp", "triton", "chunked", "sequential"] = "auto"
 
@@ -123,8 +125,9 @@ PRESETS: dict[str, dict[str, Any]] = {
             "ccm": {"ffn": 256, "projection": "pair_merge"},
             "direct": True,
             "bce": 1.0,
+            "read": 1.0,
         },
-        "episodes": {"images": 8, "targets": 4, "synthetic": 0.3},
+        "episodes": {"images": 8, "targets": 8, "synthetic": 0.5},
         "augment": {"flip": 0.5, "rotate": 15.0, "scale": 0.1, "intensity": 0.1},
         "train": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01, "schedule": "cosine", "warmup": 50},
     },

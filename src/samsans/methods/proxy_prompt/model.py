@@ -37,10 +37,15 @@ CELLS = 4
 
 @dataclass(frozen=True)
 class Output:
-    """Training output.  logits: ``(targets, N, S, S)``.  prompts: ``(targets, N, T / 16, C)``."""
+    """Training output.
+
+    logits: ``(targets, N, S, S)``.  prompts: ``(targets, N, T / 16, C)``.  read: ``(targets, N, 4g, 4g)`` in [0, 1],
+    the support masks as the selective map reads them for each target; only on the direct path.
+    """
 
     logits: Tensor
     prompts: Tensor
+    read: Tensor | None = None
 
 
 class ProxyPrompt(nn.Module):
@@ -194,7 +199,7 @@ class ProxyPrompt(nn.Module):
         chosen = Embedding(embedding.features[targets])
         tokens, context = self.prompt(chosen.features, keys, values, exclude=targets)
         logits = _upsample(self.decode(chosen, tokens, context), batch.images.shape[-1])
-        return Output(logits, tokens.unflatten(0, logits.shape[:2]))
+        return Output(logits, tokens.unflatten(0, logits.shape[:2]), self._read(context, logits.shape[:2]))
 
     def _encode_all(self, images: Tensor, masks: Tensor) -> tuple[Embedding, Tensor, Tensor]:
         embedding = self.backbone.encode(images)
@@ -210,6 +215,13 @@ class ProxyPrompt(nn.Module):
         cells = F.pixel_unshuffle(cells.unsqueeze(2), CELLS).flatten(3).permute(0, 3, 1, 2)
         return torch.cat([values, cells], dim=-1)
 
+    def _read(self, context: Tensor, shape: torch.Size) -> Tensor | None:
+        """The mask cells at the end of the context, ``(B * N, T, V)``, as maps of ``shape`` ``(B, N)``."""
+        if self.direct is None:
+            return None
+        cells = context[..., self.backbone.channels :].transpose(1, 2).unflatten(2, (self.backbone.grid,) * 2)
+        return F.pixel_shuffle(cells, CELLS)[:, 0].unflatten(0, shape)
+
     @staticmethod
     def _episode(batch: Batch) -> tuple[Tensor, Tensor]:
         if batch.masks is None:
@@ -224,8 +236,9 @@ class ProxyPrompt(nn.Module):
     def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
         """Dice loss (decision D-18): per object at full size, mean over objects and targets.
 
-        Our options, both 0 in ``paper``: ``bce`` times the cross-entropy of every pixel, and ``mask_contrast`` times
-        how much the prompts of two objects of the same target resemble each other (decision D-35).
+        Our options, all 0 in ``paper``: ``bce`` times the cross-entropy of every pixel; ``mask_contrast`` times how
+        much the prompts of two objects of the same target resemble each other (decision D-35); ``read`` times the
+        cross-entropy of the masks that the direct path reads, which teaches the encoder what looks alike.
         """
         masks, targets = self._episode(batch)
         truth, config = masks[targets], self.config
@@ -237,6 +250,10 @@ class ProxyPrompt(nn.Module):
         if config.mask_contrast and masks.shape[1] > 1:
             parts["contrast"] = _resemblance(output.prompts)
             total = total + config.mask_contrast * parts["contrast"]
+        if config.read and output.read is not None:
+            cells = F.adaptive_avg_pool2d(truth.float(), output.read.shape[-1])
+            parts["read"] = F.binary_cross_entropy(output.read.float().clamp(1e-4, 1 - 1e-4), cells)
+            total = total + config.read * parts["read"]
         return {"loss": total, **parts}
 
     @torch.no_grad()
