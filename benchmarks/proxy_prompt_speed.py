@@ -1,4 +1,4 @@
-"""What Proxy Prompt with a preloaded bank costs a target, relative to plain SAM (encode, one box, decode), same weights.
+"""What Proxy Prompt with a preloaded bank costs a target, relative to plain SAM (encode, one box, decode).
 
     python benchmarks/proxy_prompt_speed.py --sizes 256 1024 --pairs 1 8 --rounds 3
 
@@ -35,7 +35,9 @@ def compare(size: int, pairs: list[int], rounds: int) -> None:
     def bank(k: int) -> SupportBank:
         keys = torch.randn(k, tokens, sam.channels, generator=draw)
         values = torch.randn(k, tokens, 1, sam.channels, generator=draw)
-        return SupportBank(keys, values, ("object",), tuple(str(i) for i in range(k)), "")
+        return SupportBank(
+            keys, values, torch.ones(k, tokens, dtype=torch.bool), ("object",), tuple(str(i) for i in range(k)), ""
+        )
 
     banks = {f"K={k}": bank(k) for k in pairs}
     variants = {"plain": plain}

@@ -208,6 +208,19 @@ def test_a_task_file_of_other_weights_or_another_kind_is_refused(method: ProxyPr
         SupportBank.concat([method.encode_support(batch(1)), method.encode_support(batch(1, objects=1))])
 
 
+def test_padded_support_tokens_are_never_read(method: ProxyPrompt) -> None:  # decision D-02
+    supports = batch(2)
+    padded = dataclasses.replace(supports, valid=torch.tensor([[64, 40], [64, 64]]))
+    bank = method.encode_support(padded)
+    assert bank.visible[0].reshape(4, 4).tolist() == [[True, True, True, False]] * 4
+    assert bank.visible[1].all()
+    target = Batch(rand(1, 3, 64, 64, seed=9), None, ("x",), ("a", "b"))
+    noise = torch.where(bank.visible[..., None], bank.keys, torch.full_like(bank.keys, 1e3))
+    first, second = (method.predict(target, b) for b in (bank, dataclasses.replace(bank, keys=noise)))
+    torch.testing.assert_close(first, second, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(first, method.predict(target, method.encode_support(supports)), atol=1e-6)
+
+
 def test_clear_errors() -> None:
     with pytest.raises(InputError, match="grid that halves twice"):
         make(backbone__input_size=96)

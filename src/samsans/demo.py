@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def demo(out: Path, *, minutes: float = 1.5, images: int = 40, size: int = 192) 
         write("fundus", data, n=images, size=size, difficulty=0.3, seed=0)
     resume = (run / "config.yaml").exists()
     print(f"2. samsans train proxy_prompt {data} -o {run} --backbone scratch --input-size 128 --minutes {minutes:g}")
-    options = {"data.classes": CLASSES, "data.patient": PATIENT, "split.test": 0.25}
+    options: dict[str, Any] = {"data.classes": CLASSES, "data.patient": PATIENT, "split.test": 0.25}
     api.train(
         "proxy_prompt", data, out=run, resume=resume, backbone="scratch", input_size=128, minutes=minutes, **options
     )
@@ -73,7 +73,8 @@ def _draw(segmenter: Segmenter, dataset: Dataset, path: Path) -> Path:
     assert segmenter.run is not None
     split = Split.load(segmenter.run / "split.json")
     supports, targets = _cases(dataset, split.train, 8), _cases(dataset, split.test, 2 * SHOWN)[::2]
-    figure, axes = plt.subplots(len(dataset.classes), SHOWN + 1, figsize=(2.2 * (SHOWN + 1), 2.3 * len(dataset.classes)))
+    rows, columns = len(dataset.classes), SHOWN + 1
+    figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.3 * rows))
     for row, info in zip(axes, dataset.classes, strict=True):
         pairs = []
         for case in supports:

@@ -121,6 +121,7 @@ class ProxyPrompt(nn.Module):
         return SupportBank(
             keys=_tokens(features).float(),
             values=self._values(values, batch.masks).float(),
+            visible=self._visible(batch),
             objects=batch.objects,
             ids=batch.ids,
             weights=self.fingerprint(),
@@ -158,7 +159,12 @@ class ProxyPrompt(nn.Module):
     # -- targets ------------------------------------------------------------------------------------------------------
 
     def prompt(
-        self, features: Tensor, keys: Tensor, values: Tensor, exclude: Tensor | None = None
+        self,
+        features: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        exclude: Tensor | None = None,
+        visible: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The proxy prompt of every target and object (CSM step 3 and CCM).
 
@@ -167,6 +173,7 @@ class ProxyPrompt(nn.Module):
             keys: ``(K, T, C)`` support features.
             values: ``(K, T, N, V)`` support values; V is C, more on the direct path.
             exclude: ``(B,)`` the pair each target must not read.
+            visible: ``(K, T)`` bool, support tokens that are image and not padding.
 
         Returns:
             ``(B * N, T / 16, C)`` prompt tokens and ``(B * N, T, V)`` context they were made from.
@@ -175,7 +182,7 @@ class ProxyPrompt(nn.Module):
         flat = values.flatten(2)
         query = _tokens(features)
         if self.config.csm.selective:
-            context = selective_readout(query, keys, flat, exclude)
+            context = selective_readout(query, keys, flat, exclude, visible)
         else:
             context = mean_readout(flat, len(query), exclude)
         context = context.unflatten(2, (n, -1)).transpose(1, 2).flatten(0, 1).to(query.dtype)
@@ -197,7 +204,7 @@ class ProxyPrompt(nn.Module):
         masks, targets = self._episode(batch)
         embedding, keys, values = self._encode_all(batch.images, masks)
         chosen = Embedding(embedding.features[targets])
-        tokens, context = self.prompt(chosen.features, keys, values, exclude=targets)
+        tokens, context = self.prompt(chosen.features, keys, values, targets, self._visible(batch))
         logits = _upsample(self.decode(chosen, tokens, context), batch.images.shape[-1])
         return Output(logits, tokens.unflatten(0, logits.shape[:2]), self._read(context, logits.shape[:2]))
 
@@ -214,6 +221,15 @@ class ProxyPrompt(nn.Module):
         cells = F.adaptive_avg_pool2d(masks.to(values.dtype), CELLS * self.backbone.grid)
         cells = F.pixel_unshuffle(cells.unsqueeze(2), CELLS).flatten(3).permute(0, 3, 1, 2)
         return torch.cat([values, cells], dim=-1)
+
+    def _visible(self, batch: Batch) -> Tensor:
+        """``(B, T)`` bool: tokens that hold any image, all of them unless images were padded."""
+        grid = self.backbone.grid
+        if batch.valid is None:
+            return torch.ones(len(batch.images), grid * grid, dtype=torch.bool, device=batch.images.device)
+        start = torch.arange(grid, device=batch.images.device) * self.backbone.patch
+        rows, columns = (start < batch.valid[:, axis, None] for axis in (0, 1))
+        return (rows[:, :, None] & columns[:, None, :]).flatten(1)
 
     def _read(self, context: Tensor, shape: torch.Size) -> Tensor | None:
         """The mask cells at the end of the context, ``(B * N, T, V)``, as maps of ``shape`` ``(B, N)``."""
@@ -265,13 +281,16 @@ class ProxyPrompt(nn.Module):
             embedding = self.backbone.encode(batch.images)
         with self.timer("prompt"):
             if isinstance(support, SupportBank):
-                tokens, context = self.prompt(embedding.features, support.keys, support.values)
+                tokens, context = self._read_bank(embedding.features, support)
             else:
                 each = zip(embedding.features.split(1), support, strict=True)
-                parts = [self.prompt(features, bank.keys, bank.values) for features, bank in each]
+                parts = [self._read_bank(features, bank) for features, bank in each]
                 tokens, context = (torch.cat(part) for part in zip(*parts, strict=True))
         with self.timer("decode"):
             return _upsample(self.decode(embedding, tokens, context), batch.images.shape[-1]).float()
+
+    def _read_bank(self, features: Tensor, bank: SupportBank) -> tuple[Tensor, Tensor]:
+        return self.prompt(features, bank.keys, bank.values, visible=bank.visible)
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -293,7 +312,7 @@ class ProxyPrompt(nn.Module):
         seen = []
         for shown in (masks, swapped):
             embedding, keys, values = self._encode_all(batch.images, shown)
-            tokens, context = self.prompt(embedding.features[targets], keys, values, exclude=targets)
+            tokens, context = self.prompt(embedding.features[targets], keys, values, targets, self._visible(batch))
             seen.append((values, context, tokens))
         return {
             f"rel_{name}": float((a - b).norm() / a.norm().clamp_min(1e-12))

@@ -52,7 +52,9 @@ def selective_logits(query: Tensor, keys: Tensor) -> Tensor:
     )
 
 
-def partial_readout(query: Tensor, keys: Tensor, values: Tensor, excluded: Tensor | None = None) -> Partial:
+def partial_readout(
+    query: Tensor, keys: Tensor, values: Tensor, excluded: Tensor | None = None, visible: Tensor | None = None
+) -> Partial:
     """Read one support pair.
 
     Args:
@@ -60,10 +62,13 @@ def partial_readout(query: Tensor, keys: Tensor, values: Tensor, excluded: Tenso
         keys: ``(A, C)`` float32 centred tokens of the pair.
         values: ``(A, V)`` values of the pair.
         excluded: ``(B,)`` bool, targets that must not see this pair.
+        visible: ``(A,)`` bool, tokens that are image and not padding (decision D-02).
     """
     logits = selective_logits(query, keys)
     if excluded is not None:
         logits = logits.masked_fill(excluded[:, None, None], -torch.inf)
+    if visible is not None:
+        logits = logits.masked_fill(~visible, -torch.inf)
     maximum = logits.detach().amax(-1).clamp_min(_LOWEST)
     weights = torch.exp(logits - maximum.unsqueeze(-1))
     return Partial(maximum, weights.sum(-1), weights @ values.to(weights.dtype))
@@ -77,7 +82,9 @@ def merge_partials(partials: Sequence[Partial]) -> Partial:
     return merged
 
 
-def selective_readout(query: Tensor, keys: Tensor, values: Tensor, exclude: Tensor | None = None) -> Tensor:
+def selective_readout(
+    query: Tensor, keys: Tensor, values: Tensor, exclude: Tensor | None = None, visible: Tensor | None = None
+) -> Tensor:
     """Context of every target token, streamed pair by pair; recomputed in the backward pass.
 
     Args:
@@ -85,6 +92,7 @@ def selective_readout(query: Tensor, keys: Tensor, values: Tensor, exclude: Tens
         keys: ``(K, A, C)`` support tokens of K pairs.
         values: ``(K, A, V)`` their values.
         exclude: ``(B,)`` int64, the pair each target must not read (its own, in leave-one-out episodes).
+        visible: ``(K, A)`` bool, tokens that are image and not padding; ``None``: all.
 
     Returns:
         ``(B, T, V)`` in the precision of the softmax (at least float32).
@@ -98,7 +106,8 @@ def selective_readout(query: Tensor, keys: Tensor, values: Tensor, exclude: Tens
         partials = []
         for index in range(len(keys)):
             excluded = None if exclude is None else exclude == index
-            arguments = (query, keys[index], values[index], excluded)
+            shown = None if visible is None else visible[index]
+            arguments = (query, keys[index], values[index], excluded, shown)
             partials.append(
                 checkpoint(partial_readout, *arguments, use_reentrant=False) if grad else partial_readout(*arguments)
             )

@@ -20,13 +20,15 @@ _FORMAT = "samsans-support-1"
 class SupportBank:
     """K encoded support pairs for N objects (specified in section 5.1: preloading).
 
-    keys: ``(K, T, C)`` float32 support features.  values: ``(K, T, N, C)`` aggregated mask context.
+    keys: ``(K, T, C)`` float32 support features.  values: ``(K, T, N, V)`` aggregated mask context.
+    visible: ``(K, T)`` bool, tokens that are image and not padding.
     objects: names of the N objects.  ids: names of the K pairs.
     weights: fingerprint of the trained weights that made it; other weights refuse it.
     """
 
     keys: Tensor
     values: Tensor
+    visible: Tensor
     objects: tuple[str, ...]
     ids: tuple[str, ...]
     weights: str
@@ -40,11 +42,14 @@ class SupportBank:
         """The bank of some of the pairs."""
         index = torch.as_tensor(list(pairs), device=self.keys.device)
         ids = tuple(self.ids[i] for i in pairs)
-        return dataclasses.replace(self, keys=self.keys[index], values=self.values[index], ids=ids)
+        return dataclasses.replace(
+            self, keys=self.keys[index], values=self.values[index], visible=self.visible[index], ids=ids
+        )
 
     def to(self, device: str | torch.device) -> SupportBank:
         """The same bank on another device."""
-        return dataclasses.replace(self, keys=self.keys.to(device), values=self.values.to(device))
+        moved = {name: getattr(self, name).to(device) for name in ("keys", "values", "visible")}
+        return dataclasses.replace(self, **moved)
 
     @staticmethod
     def concat(banks: Sequence[SupportBank]) -> SupportBank:
@@ -60,6 +65,7 @@ class SupportBank:
             first,
             keys=torch.cat([bank.keys for bank in banks]),
             values=torch.cat([bank.values for bank in banks]),
+            visible=torch.cat([bank.visible for bank in banks]),
             ids=tuple(name for bank in banks for name in bank.ids),
         )
 
@@ -70,7 +76,7 @@ class SupportBank:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         about = {"objects": list(self.objects), "ids": list(self.ids), "weights": self.weights}
-        tensors = {"keys": self.keys.contiguous().cpu(), "values": self.values.contiguous().cpu()}
+        tensors = {name: getattr(self, name).contiguous().cpu() for name in ("keys", "values", "visible")}
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_bytes(save(tensors, {"format": _FORMAT, "bank": json.dumps(about)}))
         return temporary.replace(path)
@@ -90,7 +96,7 @@ class SupportBank:
                 if metadata.get("format") != _FORMAT:
                     raise InputError(f"{path} has format {metadata.get('format')!r}", f"a task file ({_FORMAT})")
                 about = json.loads(metadata["bank"])
-                keys, values = file.get_tensor("keys"), file.get_tensor("values")
+                keys, values, visible = (file.get_tensor(name) for name in ("keys", "values", "visible"))
         except (FileNotFoundError, SafetensorError) as error:
             raise InputError(f"no readable task file at {path}: {error}", "a file written by predict --task") from error
-        return SupportBank(keys, values, tuple(about["objects"]), tuple(about["ids"]), about["weights"])
+        return SupportBank(keys, values, visible, tuple(about["objects"]), tuple(about["ids"]), about["weights"])
