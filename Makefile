@@ -42,6 +42,7 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/sam_speed.py
 	$(BIN)/python benchmarks/selective_scan.py
+	$(BIN)/python benchmarks/proxy_prompt_speed.py
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py

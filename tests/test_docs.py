@@ -21,6 +21,7 @@ import yaml
 
 import samsans
 from samsans import api, cli, config, zoo
+from samsans.methods.proxy_prompt.support import SupportBank
 from samsans.metrics.conventions import CONVENTIONS
 from samsans.metrics.evaluate import CSV_COLUMNS, Summary
 
@@ -209,9 +210,10 @@ def test_methods_backbones_and_conventions_are_documented() -> None:
     assert all(f"| `{name}` |" in page for name in CONVENTIONS)
 
 
-def test_summary_keys_are_documented() -> None:
+def test_keys_of_files_are_documented() -> None:
     page = (ROOT / "docs/reference/files.md").read_text(encoding="utf-8")
-    for name in (*(f.name for f in dataclasses.fields(Summary)), *CSV_COLUMNS):
+    fields = [f.name for cls in (Summary, SupportBank) for f in dataclasses.fields(cls)]
+    for name in (*fields, *CSV_COLUMNS):
         assert f"`{name}`" in page, name
 
 
