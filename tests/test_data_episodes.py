@@ -112,7 +112,7 @@ def test_images_are_of_different_patients(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("targets", [1, 2, 4])
 def test_with_few_patients_no_target_is_supported_by_its_own(stacks: SliceDataset, targets: int) -> None:
-    source = EpisodeSource(stacks, EpisodeConfig(images=12, targets=targets), AugmentConfig())
+    source = EpisodeSource(stacks, EpisodeConfig(images=12, targets=targets, volume_supports=[]), AugmentConfig())
     empty = 0
     for step in range(40):
         batch = source.batch(step)
@@ -210,3 +210,8 @@ def test_batches_with_foreground(stacks: SliceDataset) -> None:
     assert source.steps_per_epoch == 10
     with pytest.raises(InputError, match="batches of 0"):
         BatchSource(stacks, 0, AugmentConfig())
+
+
+def test_slices_of_volumes_come_with_one_two_or_four_supports(stacks: SliceDataset) -> None:  # decision D-21
+    source = EpisodeSource(stacks, EpisodeConfig(images=16, targets=4), AugmentConfig())
+    assert {len(source.batch(step).ids) for step in range(30)} == {2, 3, 5}

@@ -121,6 +121,8 @@ class EpisodeConfig:
     Args:
         images: Images in an episode; each target's supports are all the others (leave-one-out, M - 1 of them).
         targets: How many of them are segmented in a step.
+        volume_supports: Slices of volumes: the number of supports is drawn from these for every episode (decision
+            D-21); empty: as for images.
         object_subset: Probability of asking for a proper subset of the objects instead of all.
         synthetic: Probability of an episode whose masks are drawn from the images by a random rule, the same rule in
             supports and target (our addition, off in ``paper``): the answer is only to be had from the support masks.
@@ -128,6 +130,7 @@ class EpisodeConfig:
 
     images: int = 16
     targets: int = 4
+    volume_supports: list[int] = field(default_factory=lambda: [1, 2, 4])
     object_subset: float = 0.5
     synthetic: float = 0.0
 

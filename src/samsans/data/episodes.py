@@ -26,6 +26,7 @@ class EpisodeSource:
 
     An episode holds ``config.images`` slices; each of its targets is segmented with all the others as supports.
 
+    - Slices of volumes come with 1, 2 or 4 supports, drawn for every episode (decision D-21).
     - A training set of no more slices than that is taken whole: leave-one-out over all, as in the paper.
     - Else the slices are of different patients, and show one of the objects asked for where their patient has such a
       slice; every second target is any slice of its patient, so that empty targets occur (our decision).
@@ -54,6 +55,7 @@ class EpisodeSource:
         groups: dict[str, list[int]] = {}
         for index, patient in enumerate(slices.patients):
             groups.setdefault(patient, []).append(index)
+        self._volumes = len(slices) > len(slices.cases)
         self._groups = [np.array(group) for group in groups.values()]
 
     @property
@@ -92,7 +94,10 @@ class EpisodeSource:
 
     def draw(self, objects: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Slices of an episode about ``objects``: indices ``(M,)`` and which of them are targets ``(T,)``, in order."""
-        wanted, targets, patients = self.config.images, self.config.targets, len(self._groups)
+        wanted, patients = self.config.images, len(self._groups)
+        if self._volumes and self.config.volume_supports:
+            wanted = 1 + int(rng.choice(self.config.volume_supports))
+        targets = min(self.config.targets, wanted)
         if len(self.slices) <= wanted:
             indices = rng.permutation(len(self.slices))
             return indices, np.sort(rng.permutation(len(indices))[:targets])
