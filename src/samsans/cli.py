@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from samsans.errors import SamsansError
+from samsans.errors import InputError, SamsansError
 
 COMMANDS = {
     "check": "what was understood of a data set, what is wrong in it, and how to mend it",
@@ -64,12 +64,27 @@ def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> 
         print(f"samsans: note: {message}", file=sys.stderr)
 
 
-def _parser(command: str, about: str = "") -> Any:
+def _parser(command: str) -> Any:
     import jsonargparse
 
-    return jsonargparse.ArgumentParser(
-        prog=f"samsans {command}", description=about or COMMANDS[command], exit_on_error=True
-    )
+    return jsonargparse.ArgumentParser(prog=f"samsans {command}", description=COMMANDS[command], exit_on_error=False)
+
+
+def _parse(parser: Any, argv: Sequence[str], **options: Any) -> Any:
+    """The parsed arguments; what is not understood is an InputError of one line, in the names that the help shows."""
+    import argparse
+
+    from samsans.config import reason
+
+    try:
+        return parser.parse_args(argv, **options)
+    except argparse.ArgumentError as error:
+        message = reason(error)
+        head, colon, missing = message.partition("arguments are required: ")
+        if colon:
+            shown = {a.dest: a.option_strings[0] if a.option_strings else a.metavar for a in parser._actions}
+            message = head + colon + ", ".join(str(shown.get(name) or name) for name in missing.split(", "))
+        raise InputError(message, todo=f"See `{parser.prog} --help`") from error
 
 
 def _data_options(parser: Any) -> None:
@@ -79,18 +94,18 @@ def _data_options(parser: Any) -> None:
     parser.add_class_arguments(DataConfig, "data", skip={"path"})
 
 
-def _data_config(path: Path, options: Any) -> Any:
+def _data_config(path: str, options: Any) -> Any:
     from samsans.config import DataConfig
 
-    return DataConfig(path=str(path), **vars(options))
+    return DataConfig(path=path, **vars(options))
 
 
 def _check(argv: list[str]) -> int:
     parser = _parser("check")
-    parser.add_argument("folder", type=Path, metavar="DATA", help="folder or CSV")
+    parser.add_argument("folder", type=str, metavar="DATA", help="folder or CSV")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     _data_options(parser)
-    args = parser.parse_args(argv)
+    args = _parse(parser, argv)
     from samsans import api
     from samsans.display import Display
 
@@ -106,10 +121,10 @@ def train_parser(method: str, preset: str) -> Any:
 
     parser = config.parser(method, preset)
     parser.prog, parser.description = f"samsans train {method}", COMMANDS["train"]
-    parser.add_argument("data_folder", type=Path, metavar="DATA", help="folder or CSV of images with masks")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="RUN", help="run folder to write")
+    parser.add_argument("data_folder", type=str, metavar="DATA", help="folder or CSV of images with masks")
+    parser.add_argument("-o", "--out", type=str, required=True, metavar="RUN", help="run folder to write")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    parser.add_argument("--config", type=str, metavar="FILE", help="YAML file of settings")
     parser.add_argument("--shots", type=int, help="few-shot: training images, at most one a patient")
     parser.add_argument("--steps", type=int, help="optimiser steps")
     parser.add_argument("--epochs", type=int, help="passes over the training images")
@@ -126,13 +141,15 @@ def _train(argv: list[str]) -> int:
         methods = "\n".join(f"  {entry.name:14}{entry.summary}" for entry in zoo.list_methods())
         print(f"usage: samsans train METHOD DATA -o RUN [options]\n\n{methods}\n\nsamsans train METHOD --help")
         return 0
+    if argv[0].startswith("-"):
+        raise InputError(f"{argv[0]!r} before the method", "samsans train METHOD DATA -o RUN, options after the method")
     method, argv = argv[0], _named_backbone(argv[1:])
     zoo.method_entry(method)
     file = _peek(argv, "--config")
     in_file = config.flatten(config.read_yaml(file)) if file else {}
     backbone = _peek(argv, "--backbone-name", "--backbone.name") or in_file.get("backbone.name")
     preset = config.choose_preset(method, _peek(argv, "--preset") or in_file.get("preset"), backbone)
-    args = train_parser(method, preset).parse_args(argv, defaults=False).as_flat()
+    args = _parse(train_parser(method, preset), argv, defaults=False).as_flat()
     given = {key.replace("backbone_name", "backbone"): value for key, value in vars(args).items()}
     data, out = given.pop("data_folder"), given.pop("out")
     given.pop("config", None)
@@ -140,7 +157,7 @@ def _train(argv: list[str]) -> int:
     resolved = api.resolve(method, data, preset=preset, config=file, options=given)
     from samsans.training.run import train
 
-    train(resolved, out, resume=resume)
+    train(resolved, Path(out), resume=resume)
     print(f"trained: {out}  (preset {preset})\nnext: samsans predict {out} -i IMAGES -o MASKS")
     return 0
 
@@ -161,14 +178,14 @@ def _peek(argv: Sequence[str], *flags: str) -> str | None:
 
 def _predict(argv: list[str]) -> int:
     parser = _parser("predict")
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that train wrote")
-    parser.add_argument("-i", "--input", type=Path, nargs="+", required=True, help="files, a folder, or a data set")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the label maps")
+    parser.add_argument("run", type=str, metavar="RUN", help="folder that train wrote")
+    parser.add_argument("-i", "--input", type=str, nargs="+", required=True, help="files, a folder, or a data set")
+    parser.add_argument("-o", "--out", type=str, required=True, help="folder for the label maps")
     parser.add_argument("--support", nargs="+", metavar="DIR|IMAGE:MASK", help="annotated images of other patients")
     parser.add_argument("--task", help="named supports: saved under this name with --support, used without it")
     parser.add_argument("--objects", nargs="+", help="segment these objects only")
     parser.add_argument("--split", choices=["train", "val", "test"], help="only this part of the run's own split")
-    parser.add_argument("--labels", type=Path, help="true masks, for the prompted baselines alone")
+    parser.add_argument("--labels", type=str, help="true masks, for the prompted baselines alone")
     parser.add_argument("--probabilities", action="store_true", help="also write each object's probability")
     parser.add_argument("--overwrite", action="store_true", help="do again what is already there")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best")
@@ -177,7 +194,7 @@ def _predict(argv: list[str]) -> int:
     parser.add_argument("--batch-size", type=int, help="slices a batch")
     parser.add_argument("--seed", type=int, help="of the draw of supports")
     _data_options(parser)
-    args = parser.parse_args(argv)
+    args = _parse(parser, argv)
     from samsans import api
     from samsans.display import Display
 
@@ -206,17 +223,17 @@ def _predict(argv: list[str]) -> int:
 
 def _evaluate(argv: list[str]) -> int:
     parser = _parser("evaluate")
-    parser.add_argument("predictions", type=Path, metavar="OUT", help="folder of label maps that predict wrote")
-    parser.add_argument("reference", type=Path, metavar="REFERENCE", help="folder of masks, or a data set")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="REPORT", help="report folder")
+    parser.add_argument("predictions", type=str, metavar="OUT", help="folder of label maps that predict wrote")
+    parser.add_argument("reference", type=str, metavar="REFERENCE", help="folder of masks, or a data set")
+    parser.add_argument("-o", "--out", type=str, required=True, metavar="REPORT", help="report folder")
     parser.add_argument("--convention", default="default", help="default, nnunet, transunet or per_slice")
-    parser.add_argument("--images", type=Path, help="images for the pictures, beside a plain folder of masks")
+    parser.add_argument("--images", type=str, help="images for the pictures, beside a plain folder of masks")
     parser.add_argument("--tolerance", type=float, default=2.0, help="of the surface Dice, in mm")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")
     parser.add_argument("--allow-missing", action="store_true", help="leave references without prediction out")
     _data_options(parser)
-    args = parser.parse_args(argv)
+    args = _parse(parser, argv)
     from samsans import api
     from samsans.display import Display
 
@@ -234,7 +251,7 @@ def _evaluate(argv: list[str]) -> int:
             on_progress=display.step,
         )
     print(summary.text())
-    print(f"report: {args.out / 'report.html'}")
+    print(f"report: {Path(args.out) / 'report.html'}")
     return 0
 
 
@@ -244,11 +261,13 @@ def _models(argv: list[str]) -> int:
     parser = _parser("models")
     parser.add_argument("action", choices=["list", "show", "where"], nargs="?", default="list")
     parser.add_argument("name", nargs="?", help="a backbone or method")
-    args = parser.parse_args(argv)
+    args = _parse(parser, argv)
     if args.action == "list":
         print(zoo.table())
     elif args.action == "show":
-        print(zoo.show(args.name or parser.error("show what? Give a name of `samsans models list`.")))
+        if args.name is None:
+            raise InputError("`samsans models show` without a name", "one that `samsans models list` prints")
+        print(zoo.show(args.name))
     else:
         for entry in [zoo.backbone_entry(args.name)] if args.name else zoo.list_backbones():
             found = "needs no weights" if entry.from_scratch else zoo.where(entry.name) or "not on this machine"
@@ -261,21 +280,21 @@ def _experiment(argv: list[str]) -> int:
 
     parser = _parser("experiment")
     parser.add_argument("name", choices=list(experiments.EXPERIMENTS))
-    parser.add_argument("folder", type=Path, metavar="DATA", help="folder or CSV of images with masks")
-    parser.add_argument("--run", type=Path, required=True, help="folder that train wrote")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the table and the figure")
+    parser.add_argument("folder", type=str, metavar="DATA", help="folder or CSV of images with masks")
+    parser.add_argument("--run", type=str, required=True, help="folder that train wrote")
+    parser.add_argument("-o", "--out", type=str, required=True, help="folder for the table and the figure")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--limit", type=int, help="evaluate at most this many images")
     _data_options(parser)
-    args = parser.parse_args(argv)
+    args = _parse(parser, argv)
     from samsans.display import Display
 
     with Display(args.name) as display:
         table = experiments.run(
             args.name,
             _data_config(args.folder, args.data),
-            args.run,
-            args.out,
+            Path(args.run),
+            Path(args.out),
             seed=args.seed,
             limit=args.limit,
             on_progress=display.step,
@@ -286,12 +305,12 @@ def _experiment(argv: list[str]) -> int:
 
 def _demo(argv: list[str]) -> int:
     parser = _parser("demo")
-    parser.add_argument("-o", "--out", type=Path, default=Path("demo"), help="folder to write")
+    parser.add_argument("-o", "--out", type=str, default="demo", help="folder to write")
     parser.add_argument("--minutes", type=float, default=2.0, help="training time")
-    args = parser.parse_args(argv)
+    args = _parse(parser, argv)
     from samsans.demo import demo
 
-    demo(args.out, minutes=args.minutes)
+    demo(Path(args.out), minutes=args.minutes)
     return 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -292,14 +293,23 @@ def from_dict(values: Mapping[str, Any], *, method: str | None = None, preset: s
     flat = flatten(values)
     method = method or flat.get("method", "proxy_prompt")
     preset = choose_preset(method, preset or flat.get("preset"), flat.get("backbone.name"))
+    for group in dataclasses.fields(RunConfig):
+        if dataclasses.is_dataclass(group.default_factory) and group.name in flat:
+            raise InputError(f"{group.name} is {flat[group.name]!r}", f"a group of keys such as {group.name}.KEY")
     made = parser(method, preset)
     try:
         parsed = made.parse_object(_nest(flat | {"method": method, "preset": preset}))
         return run_config_class(method)(**made.instantiate(parsed).as_dict())
     except (jsonargparse.ArgumentError, TypeError, KeyError) as error:
         raise InputError(
-            f"configuration of {method} not understood: {error}", todo="See `samsans train --help` for every key"
+            f"configuration of {method} not understood: {reason(error)}",
+            todo=f"See `samsans train {method} --help` for every key",
         ) from error
+
+
+def reason(error: Exception) -> str:
+    """What a parser complains about, in one line."""
+    return re.sub(r"a <class '(\w+)'>", r"\1", " ".join(str(error).split()))
 
 
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
