@@ -155,10 +155,11 @@ def _train(argv: list[str]) -> int:
     given.pop("config", None)
     resume = given.pop("resume", False)
     resolved = api.resolve(method, data, preset=preset, config=file, options=given)
-    from samsans.training.run import train
+    from samsans.training.run import first_process, train
 
     train(resolved, Path(out), resume=resume)
-    print(f"trained: {out}  (preset {preset})\nnext: samsans predict {out} -i IMAGES -o MASKS")
+    if first_process():
+        print(f"trained: {out}  (preset {preset})\nnext: samsans predict {out} -i IMAGES -o MASKS")
     return 0
 
 

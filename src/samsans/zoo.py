@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from samsans.errors import InputError
@@ -66,7 +66,7 @@ SCRATCH = SamArchitecture(
     heads=4,
     mlp=512,
     global_blocks=(3,),
-    patch=8,
+    patch=16,
     window=8,
     channels=128,
     decoder_mlp=512,
@@ -94,6 +94,16 @@ class BackboneEntry:
     architecture: SamArchitecture = field(repr=False)
     hub_id: str = ""
     url: str = ""
+
+    def architecture_for(self, input_size: int | None) -> SamArchitecture:
+        """The architecture for inputs of ``input_size`` pixels (``None``: its own size).
+
+        A network that starts from nothing halves its patch for inputs smaller than its own, so that small images still
+        have tokens to tell them apart (our decision).
+        """
+        side = input_size or self.input_size
+        small = self.name == "scratch" and side < self.input_size
+        return replace(self.architecture, patch=self.architecture.patch // 2) if small else self.architecture
 
     @property
     def input_size(self) -> int:

@@ -73,7 +73,8 @@ def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Sam:
     """
     entry = zoo.BACKBONES.get(config.name)
     if entry is not None and entry.from_scratch:
-        model = build_network(entry.architecture, config.input_size or entry.input_size, config.attention)
+        side = config.input_size or entry.input_size
+        model = build_network(entry.architecture_for(side), side, config.attention)
         report = LoadReport(f"random numbers, seed {seed}", len(initialise(model, seed).state_dict()))
     else:
         path = find_weights(config.name)
