@@ -90,17 +90,14 @@ def ridges(grey: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def place(grey: Tensor, rng: np.random.Generator) -> Tensor:
-    """A blob at nearly the same place in every image, whatever they show.
+    """A blob at the same place in every image, whatever they show.
 
     It looks like a real object's mask: that a mask has the shape of an organ says nothing, only what lies under it.
     """
-    side = grey.shape[-1]
-    index = (torch.arange(side, dtype=torch.float32) + 0.5) / side
+    index = (torch.arange(grey.shape[-1], dtype=torch.float32) + 0.5) / grey.shape[-1]
     centre, radii = rng.uniform(0.2, 0.8, 2), rng.uniform(0.05, 0.3, 2)
-    centres = torch.from_numpy((centre + rng.normal(0, 0.02, (len(grey), 2))).astype(np.float32))
-    down = (index[None, :, None] - centres[:, :1, None]) / radii[0]
-    right = (index[None, None, :] - centres[:, None, 1:]) / radii[1]
-    return down.square() + right.square() < 1
+    down, right = (index - centre[0]) / radii[0], (index - centre[1]) / radii[1]
+    return (down[:, None].square() + right.square() < 1).expand_as(grey).clone()
 
 
 # Rules that start from a real object.  mask: (B, s, s) bool; an image without the object has no place near it.

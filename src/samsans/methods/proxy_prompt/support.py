@@ -13,7 +13,7 @@ from torch import Tensor
 
 from samsans.errors import InputError
 
-_FORMAT = "samsans-support-1"
+_FORMAT = "samsans-support-2"
 
 
 @dataclass(frozen=True)
