@@ -169,7 +169,10 @@ class Banks:
         key = self._training_key(split)
         path, note = self.task_path(TRAIN_TASK), self.run / "tasks" / f"{TRAIN_TASK}.json"
         if path.is_file() and note.is_file() and configuration.read_yaml(note).get("key") == key:
-            return Supports(self.method.load_support(str(path)), key, "training images", own=True)
+            try:
+                return Supports(self.method.load_support(str(path)), key, "training images", own=True)
+            except InputError as error:  # of another version of samsans, or damaged: made again
+                log.warning("The kept training pairs cannot be used and are encoded again: %s", error)
         if not self.config.data.path or not Path(self.config.data.path).exists():
             raise InputError(
                 f"the training images are not at {self.config.data.path!r} and no bank of them is kept in {self.run}",
