@@ -131,8 +131,8 @@ def require_same_grid(case: Case, image: Volume, labels: Volume) -> None:
 def find_cases(config: DataConfig, *, infer: bool = True) -> Dataset:
     """Recognise the layout of ``config.path``, pair images with masks, name patients and objects.
 
-    Where neither ``config.classes`` nor a ``dataset.json`` names the objects, they are inferred from the values of at
-    most 64 evenly chosen cases; ``infer=False`` leaves them out then and decodes nothing.
+    Where neither ``config.classes``, a ``dataset.json`` nor a ``classes.json`` names the objects, they are inferred from
+    the values of at most 64 evenly chosen cases; ``infer=False`` leaves them out then and decodes nothing.
 
     Raises InputError where nothing usable is found, or a mask that was looked into is damaged.
     """
@@ -151,8 +151,11 @@ def find_cases(config: DataConfig, *, infer: bool = True) -> Dataset:
     notes = [*found.notes, *notes]
     dataset = Dataset(root, found.layout, cases, (), tuple(notes), parts, found.orphans, spacing)
     names = config.classes or found.names
+    beside = (root if root.is_dir() else root.parent) / objects.FILE
     if names:
         classes, note = objects.named_classes(names), ""
+    elif beside.is_file():
+        classes, note = objects.read_classes(beside), f"objects named by {beside.name}"
     elif not infer:
         return dataset
     elif dataset.labelled:

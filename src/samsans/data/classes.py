@@ -117,6 +117,9 @@ def painted(classes: Sequence[ClassInfo]) -> tuple[ClassInfo, ...]:
     )
 
 
+FILE = "classes.json"
+
+
 def write_classes(path: str | Path, classes: Sequence[ClassInfo]) -> Path:
     """Write ``classes.json``: ``{"classes": [{"name", "label", "values"}]}``."""
     listed = [{"name": c.name, "label": c.label, "values": list(c.values)} for c in classes]
