@@ -101,10 +101,14 @@ def load(run: str | Path, **options: Any) -> Segmenter:
 def inputs(
     segmenter: Segmenter, paths: Sequence[str | Path], data: DataConfig, part: str | None = None
 ) -> Sequence[str | Path] | Path | Dataset:
-    """What ``predict`` is to segment: files, a folder, or one part of the run's own split of a data set."""
+    """What ``predict`` is to segment: files, a folder, or one part of the run's own split of a data set.
+
+    The data set that the run was trained on is read as it was then, where ``data`` says nothing else.
+    """
     from samsans.data.cases import find_cases
     from samsans.data.splits import Split
 
+    data = _as_trained(data, segmenter.config.data)
     if part is None and not (data.images or data.volume):
         return Path(paths[0]) if len(paths) == 1 else list(paths)
     if len(paths) > 1:
@@ -134,7 +138,8 @@ def evaluate(
 
     Args:
         predictions: Folder that ``predict`` wrote.
-        reference: Folder of masks, or a data set in any layout: then the predicted cases are evaluated.
+        reference: Folder of masks, or a data set in any layout: then the predicted cases are evaluated.  The data set
+            that the predicting run was trained on is read as it was then.
         out: Report folder.
         convention: How empty masks count, and over what; a name of ``samsans.metrics.conventions``.
         on_progress: Called with a ``Progress``.
@@ -142,13 +147,16 @@ def evaluate(
     """
     from samsans.metrics.evaluate import evaluate as run
 
-    cases, classes = _reference(Path(predictions), reference)
+    trained, seen = _training_of(Path(predictions))
+    data = _as_trained(_data(reference), trained)
+    cases, classes = _reference(Path(predictions), data)
     return run(
         Path(predictions),
-        Path(_data(reference).path) if cases is None else cases,
+        Path(data.path) if cases is None else cases,
         Path(out),
         convention=convention,
         classes=classes or None,
+        seen=seen,
         on_progress=on_progress,
         **options,
     )
@@ -158,16 +166,35 @@ def _data(data: str | Path | DataConfig) -> DataConfig:
     return data if isinstance(data, DataConfig) else DataConfig(path=str(data))
 
 
-def _reference(predictions: Path, reference: str | Path | DataConfig) -> tuple[list[Case] | None, Sequence[ClassInfo]]:
+def _as_trained(data: DataConfig, trained: DataConfig | None) -> DataConfig:
+    """How to read a data set: as told, else, where it is the one of a run, as the run did."""
+    told = data != DataConfig(path=data.path)
+    if told or trained is None or not trained.path or Path(trained.path).resolve() != Path(data.path).resolve():
+        return data
+    return replace(trained, path=data.path)
+
+
+def _training_of(predictions: Path) -> tuple[DataConfig | None, Sequence[str]]:
+    """The data set and the training ids of the run that made the predictions, where that run is still there."""
+    from samsans.data.splits import Split
+    from samsans.metrics.matching import read_manifest
+
+    run = Path(read_manifest(predictions).get("run") or "")
+    if not (run / "config.yaml").is_file():
+        return None, ()
+    split = run / "split.json"
+    return configuration.load(run / "config.yaml").data, Split.load(split).train if split.is_file() else ()
+
+
+def _reference(predictions: Path, reference: DataConfig) -> tuple[list[Case] | None, Sequence[ClassInfo]]:
     """The labelled cases of a reference data set that were predicted; ``None`` for a plain folder or file of masks."""
     from samsans import io
     from samsans.data.cases import find_cases
 
-    patterned = isinstance(reference, DataConfig) and (reference.images or reference.labels or reference.volume)
-    path = Path(_data(reference).path)
-    if not patterned and path.is_file() and io.is_image(path):
+    path = Path(reference.path)
+    if not (reference.images or reference.labels or reference.volume) and path.is_file() and io.is_image(path):
         return None, ()
-    dataset = find_cases(_data(reference))
+    dataset = find_cases(reference)
     if not dataset.labelled:
         return None, ()
     if predictions.is_dir():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io as text
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ def evaluate(
     bootstrap: int = 1000,
     seed: int = 0,
     allow_missing: bool = False,
+    seen: Collection[str] = (),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Score predictions against references and write ``summary.json``, ``cases.csv`` and ``report.html`` into ``out``.
@@ -93,6 +94,7 @@ def evaluate(
     nsd_tolerance_mm: tolerance of the surface Dice in mm; in pixels where files state no voxel size.
     bootstrap: resamples of the 95 % intervals over patients (cases, where patients are unknown); 0 for none.
     allow_missing: leave references without prediction out, and list them, instead of refusing.
+    seen: ids that the model was trained on; a note tells how many of them are scored.
     Overlaps are in [0, 1].  Nothing is written before all cases are scored; each file appears whole or not at all.
     Raises InputError where files do not match, grids differ, or references hold values but none of any class.
     """
@@ -122,9 +124,18 @@ def evaluate(
             "give the classes with the values of these files",
         )
     notes = _notes(rows, matched, strangers)
-    if classes and named and {c.name for c in classes} != {c.name for c in named}:
-        theirs, ours = (", ".join(c.name for c in side) for side in (classes, named))
-        notes.append(f"The reference calls its objects {theirs}, the predictions {ours}: matched by their mask values.")
+    known = {pair.case.id for pair in matched.pairs} & set(seen)
+    if known:
+        notes.append(f"{len(known)} of the {len(matched.pairs)} cases were trained on: no measure of unseen images.")
+    if classes and named:
+        theirs, ours = ([c.name for c in side] for side in (classes, named))
+        if not set(ours) <= set(theirs):
+            notes.append(
+                f"The reference calls its objects {', '.join(theirs)}, the predictions {', '.join(ours)}: matched by "
+                "their mask values."
+            )
+        elif set(ours) < set(theirs):
+            notes.append(f"Not predicted, and left out: {', '.join(name for name in theirs if name not in ours)}.")
     pairs = matching.with_images(matched.pairs, manifest)
     if isinstance(manifest.get("cases"), Mapping):
         manifest["cases"] = len(manifest["cases"])  # the records stay in the manifest

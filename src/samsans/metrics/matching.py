@@ -160,14 +160,15 @@ def resolve_classes(
     """The objects to score: ``label`` is their value in the predictions, ``values`` those in the references.
 
     given: the reference's classes; predicted: those of ``classes.json``.  With both, the same names are the same
-    objects (labels of the prediction, values of the reference).  Where names differ, ``classes.json`` stands if it
-    knows all values of the reference, and one class on each side is the same object.  With neither, see ``infer``.
+    objects (labels of the prediction, values of the reference), and what was not predicted is left out.  Where names
+    differ, ``classes.json`` stands if it knows all values of the reference, and one class on each side is the same
+    object.  With neither, see ``infer``.
     Raises InputError where both sides speak of different objects, or no object is found.
     """
     if given and predicted:
         label = {c.name: c.label for c in predicted}
-        if set(label) == {c.name for c in given}:
-            return tuple(ClassInfo(c.name, label[c.name], c.values) for c in given)
+        if set(label) <= {c.name for c in given}:
+            return tuple(ClassInfo(c.name, label[c.name], c.values) for c in given if c.name in label)
         if {v for c in given for v in c.values} <= {v for c in predicted for v in c.values}:
             return tuple(predicted)
         if len(given) == len(predicted) == 1:
