@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from samsans.errors import InputError
-from samsans.io import atomic_path, read_labels, suffix, write_json, write_labels, write_text
+from samsans.io import atomic_path, read_labels, suffix, sweep, write_json, write_labels, write_text
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -31,11 +31,11 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["report.txt"]
 
 
-def test_the_temporary_file_is_hidden_beside_the_target_with_its_suffix(tmp_path: Path) -> None:
+def test_the_temporary_file_is_hidden_beside_the_target_and_named_like_no_image(tmp_path: Path) -> None:
     with atomic_path(tmp_path / "new" / "a.b.nii.gz") as temporary:
         assert temporary.parent == tmp_path / "new"
         assert temporary.name.startswith(".")
-        assert suffix(temporary) == ".nii.gz"
+        assert suffix(temporary) == ".tmp"
         temporary.write_bytes(b"whole")
     assert (tmp_path / "new" / "a.b.nii.gz").read_bytes() == b"whole"
 
@@ -75,7 +75,9 @@ def test_a_killed_writer_leaves_the_old_label_map(tmp_path: Path) -> None:
     process.wait()
     process.stdout.close()
     assert read_labels(target).array.sum() == 24
-    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["labels.nii.gz"]
+    assert [p.name for p in tmp_path.iterdir() if p.suffix != ".tmp"] == ["labels.nii.gz"]
+    sweep(tmp_path)
+    assert os.listdir(tmp_path) == ["labels.nii.gz"]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.nii.gz", "a.nrrd", "a.tif", "a.mha"])

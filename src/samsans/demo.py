@@ -94,7 +94,7 @@ def _draw(segmenter: Segmenter, dataset: Dataset, path: Path) -> Path:
         axis.axis("off")
     figure.tight_layout(pad=0.4)
     with io.atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+        figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
     return path
 

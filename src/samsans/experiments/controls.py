@@ -202,5 +202,5 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
     axes[0][0].set_ylabel("Dice")
     figure.tight_layout()
     with io.atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+        figure.savefig(temporary, dpi=150, format="png")
     plt.close(figure)

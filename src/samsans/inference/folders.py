@@ -205,6 +205,7 @@ def _open(out: Path, key: str, about: dict[str, Any], items: Iterable[Item], ove
         there = next((item.output for item in items if (out / item.output).exists()), None)
         if there is not None:
             raise InputError(f"{out / there} exists and was not made by this prediction", "an empty folder", todo)
+    io.sweep(out)
     manifest = Manifest(out, {"key": key, **about}, old.records)
     manifest.save()
     return manifest

@@ -3,7 +3,7 @@
 World coordinates are RAS+ mm; array axes are the reverse of the file's own order, never reoriented.
 """
 
-from samsans.io.atomic import atomic_path, suffix, write_json, write_text
+from samsans.io.atomic import atomic_path, suffix, sweep, write_json, write_text
 from samsans.io.files import (
     IMAGE_SUFFIXES,
     VOLUME_SUFFIXES,
@@ -31,6 +31,7 @@ __all__ = [
     "read_labels",
     "stem",
     "suffix",
+    "sweep",
     "write_image",
     "write_json",
     "write_labels",

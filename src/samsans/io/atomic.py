@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+TEMPORARY = ".tmp"
+
 
 def suffix(path: str | Path) -> str:
     """The suffix that states the format, in lower case: ``.nii.gz`` of ``a.b.NII.GZ``, ``""`` where there is none."""
@@ -19,17 +21,17 @@ def suffix(path: str | Path) -> str:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of ``path`` (made if absent), hidden and with the same suffix.
+    """Yield a temporary path in the folder of ``path`` (made if absent), hidden and without a format suffix.
 
     When the block ends well and the temporary file was written, it is flushed to disk and takes the place of
     ``path`` in one step; when it raises, the temporary file is removed and ``path`` stays as it was.  A killed process
-    leaves at most the hidden temporary file, never half of ``path``.
+    leaves at most the hidden temporary file (see ``sweep``), never half of ``path`` nor anything named like an image.
 
     Raises FileNotFoundError where the block wrote nothing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(6)}.tmp{suffix(path)}")
+    temporary = path.with_name(f".{secrets.token_hex(6)}{TEMPORARY}")
     try:
         yield temporary
         with open(temporary, "r+b") as file:
@@ -38,6 +40,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove the temporary files that killed processes left below ``folder``; nobody else may be writing there."""
+    for path in Path(folder).rglob(f".????????????{TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> Path:

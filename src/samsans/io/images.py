@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -89,7 +89,7 @@ def _png_depth(path: Path) -> tuple[int, int]:
     return (head[24], head[25]) if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 26 else (8, 0)
 
 
-def write(temporary: Path, array: np.ndarray, like: Volume | None = None) -> None:
+def write(file: BinaryIO, array: np.ndarray, like: Volume | None = None) -> None:
     """Write one slice as PNG.
 
     Labels ``(1, H, W)``: uint8 as a palette image whose indices are the labels, uint16 as grey.
@@ -103,4 +103,4 @@ def write(temporary: Path, array: np.ndarray, like: Volume | None = None) -> Non
     image = Image.fromarray(array.reshape(array.shape[1:3]) if grey else array[0])
     if array.ndim == 3 and array.dtype == np.uint8:
         image.putpalette([channel for label in range(256) for channel in color(label)])
-    image.save(temporary)
+    image.save(file, "PNG")

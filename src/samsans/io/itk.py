@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -33,12 +35,12 @@ class Grid:
         return affine_of(steps, origin)
 
 
-def _simpleitk(path: Path) -> Any:
+def _simpleitk(what: Path | str) -> Any:
     try:
         import SimpleITK
     except ImportError as error:
         raise InputError(
-            f"{path} needs SimpleITK, which is not installed", todo='pip install "samsans[itk]"'
+            f"{what} needs SimpleITK, which is not installed", todo='pip install "samsans[itk]"'
         ) from error
     return SimpleITK
 
@@ -59,12 +61,12 @@ def read(path: Path, labels: bool = False) -> Volume:
     return Volume(array if array.ndim == 4 else array[None], grid.affine, path, grid)
 
 
-def write(temporary: Path, array: np.ndarray, like: Volume | None = None) -> None:
+def write(file: BinaryIO, array: np.ndarray, like: Volume | None = None) -> None:
     """Write ``(D, H, W)`` or ``(D, H, W, C)``, compressed, on the grid of ``like``.
 
     From ITK's own grid its numbers are kept; from other formats directions are the unit vectors of the affine.
     """
-    sitk = _simpleitk(temporary)
+    sitk = _simpleitk("an .mha file")
     array = single_channel(array)
     image = sitk.GetImageFromArray(np.ascontiguousarray(array), isVector=array.ndim == 4)
     if like is not None and like.affine is not None:
@@ -76,4 +78,8 @@ def write(temporary: Path, array: np.ndarray, like: Volume | None = None) -> Non
         image.SetOrigin(grid.origin)
         image.SetSpacing(grid.spacing)
         image.SetDirection(grid.direction)
-    sitk.WriteImage(image, str(temporary), useCompression=True)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "image.mha"  # ITK takes no streams, and the format from the name
+        sitk.WriteImage(image, str(made), useCompression=True)
+        with made.open("rb") as source:
+            shutil.copyfileobj(source, file)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def _warn_if_forms_differ(path: Path, header: Any) -> None:
         )
 
 
-def write(temporary: Path, array: np.ndarray, like: Volume | None = None) -> None:
+def write(file: BinaryIO, array: np.ndarray, like: Volume | None = None) -> None:
     """Write ``(D, H, W)`` or ``(D, H, W, C)`` on the grid of ``like``.
 
     From a NIfTI header both forms, their codes, the voxel sizes and units are kept as they are; scaling, display range,
@@ -101,4 +101,4 @@ def write(temporary: Path, array: np.ndarray, like: Volume | None = None) -> Non
         image.header.set_xyzt_units("mm")
         image.set_sform(affine, 1)
         image.set_qform(affine, 1)
-    nibabel.save(image, temporary)
+    image.to_stream(file)

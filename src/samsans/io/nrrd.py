@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def _affine(header: dict[str, Any], spatial: list[int]) -> np.ndarray | None:
     return affine_of(steps, origin, TO_RAS.get(str(header.get("space", "")).lower(), LPS_TO_RAS))
 
 
-def write(temporary: Path, array: np.ndarray, like: Volume | None = None) -> None:
+def write(file: BinaryIO, array: np.ndarray, like: Volume | None = None) -> None:
     """Write ``(D, H, W)`` or ``(D, H, W, C)``, gzip-coded, on the grid of ``like``.
 
     A NRRD header's fields of the grid are kept as they are; from other formats the grid is stated in LPS.  Channels
@@ -98,7 +98,7 @@ def write(temporary: Path, array: np.ndarray, like: Volume | None = None) -> Non
     header.setdefault("kinds", ["domain"] * 3)
     if array.ndim == 4:
         header |= {field: _with_channels(field, header[field]) for field in AXIS_FIELDS if field in header}
-    nrrd.write(str(temporary), values, header, compression_level=4)
+    nrrd.write(file, values, header, compression_level=4)
 
 
 def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:

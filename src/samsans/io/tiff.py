@@ -7,7 +7,7 @@ trusted: ``affine`` is None.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def _through_pillow(path: Path, page: TiffPage, labels: bool) -> np.ndarray:
     return array
 
 
-def write(temporary: Path, array: np.ndarray, like: Volume | None = None) -> None:
+def write(file: BinaryIO, array: np.ndarray, like: Volume | None = None) -> None:
     """Write ``(D, H, W)`` or ``(D, H, W, C)``: one page a slice, Deflate; RGB where C is 3 and values are unsigned.
 
     ``like`` is not used: no grid is stated.
@@ -123,4 +123,4 @@ def write(temporary: Path, array: np.ndarray, like: Volume | None = None) -> Non
     else:
         array, axes = array.transpose(0, 3, 1, 2), "ZCYX"
     photometric = "rgb" if axes == "ZYXS" else "minisblack"
-    tifffile.imwrite(temporary, array, photometric=photometric, compression="zlib", metadata={"axes": axes})
+    tifffile.imwrite(file, array, photometric=photometric, compression="zlib", metadata={"axes": axes})

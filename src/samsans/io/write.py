@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 from pathlib import Path
 
@@ -71,8 +72,12 @@ def _write(path: Path, array: np.ndarray, like: Volume | None) -> None:
     if ending == ".png":
         _check_png(path, array)
     writer = importlib.import_module(next(module for suffixes, module in WRITERS if ending in suffixes))
-    with atomic_path(path) as temporary:
-        writer.write(temporary, array, like)
+    with atomic_path(path) as temporary, open(temporary, "wb") as raw:
+        if ending.endswith(".gz"):
+            with gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
+                writer.write(file, array, like)
+        else:
+            writer.write(raw, array, like)
 
 
 def _check_png(path: Path, array: np.ndarray) -> None:

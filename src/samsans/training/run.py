@@ -68,6 +68,7 @@ def train(
     run = Path(out)
     if first_process():
         check_folder(config, run, resume)
+        sweep(run)
     with Display("training", on_progress, silent=not first_process()) as display:
         dataset = find_cases(config.data)
         split = choose_split(dataset, config, run)
