@@ -21,7 +21,8 @@ import torch
 
 from samsans import zoo
 from samsans.backbones.adapters import add_lora
-from samsans.backbones.sam import LoadReport, Sam, build_network, initialise
+from samsans.backbones.sam import LoadReport, Sam, build_network
+from samsans.backbones.start import initialise
 from samsans.config import LoraConfig
 
 GOALS = {

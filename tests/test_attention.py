@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from samsans import zoo
 from samsans.backbones import attention
 from samsans.backbones.adapters import SplitQkv
-from samsans.backbones.sam import build_network, initialise
+from samsans.backbones.sam import build_network
+from samsans.backbones.start import initialise
 
 WINDOWED, GLOBAL = 0, 1
 

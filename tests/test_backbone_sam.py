@@ -8,7 +8,8 @@ from torch import nn
 
 from samsans import zoo
 from samsans.backbones import Sam, add_lora, load_backbone
-from samsans.backbones.sam import build_network, initialise
+from samsans.backbones.sam import build_network
+from samsans.backbones.start import initialise
 from samsans.config import BackboneConfig, LoraConfig
 from samsans.errors import InputError
 from samsans.types import Embedding, Prompt

@@ -18,7 +18,8 @@ from samsans import zoo
 from samsans.backbones import load_backbone
 from samsans.backbones.checkpoints import FOURIER_TWIN, find_weights, infer_architecture, read_state, rename
 from samsans.backbones.geometry import resize_pos_embed, resize_rel_pos
-from samsans.backbones.sam import build_network, initialise
+from samsans.backbones.sam import build_network
+from samsans.backbones.start import initialise
 from samsans.config import BackboneConfig
 from samsans.errors import InputError
 

@@ -23,7 +23,8 @@ from transformers import SamModel
 
 from samsans import zoo
 from samsans.backbones.geometry import resize_state
-from samsans.backbones.sam import LoadReport, Sam, build_network, initialise, tie_positions
+from samsans.backbones.sam import LoadReport, Sam, build_network, tie_positions
+from samsans.backbones.start import initialise
 from samsans.errors import InputError
 from samsans.zoo import BackboneEntry, SamArchitecture
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -241,32 +240,3 @@ def tie_positions(model: Any) -> None:
     """Let images and points share one Fourier matrix, as SAM does."""
     shared = model.shared_image_embedding.positional_embedding
     model.prompt_encoder.shared_embedding.positional_embedding = shared
-
-
-@torch.no_grad()
-def initialise(model: SamModel, seed: int) -> SamModel:
-    """Random weights that can be trained from (our decision; ``transformers``' own are of size 1e-10).
-
-    Linear layers of the ViT and its positions: truncated normal, 0.02.  Other linear and convolution weights:
-    truncated normal, ``1 / sqrt(fan in)``.  Biases and relative positions 0, norms 1, tokens and the Fourier
-    matrix standard normal as in SAM.  Depends on ``seed`` alone, not on torch's global state, which it leaves as it is.
-    """
-    model.to_empty(device="cpu")
-    tie_positions(model)
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in sorted(model.named_parameters()):
-        module = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(module, nn.LayerNorm):
-            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-        elif name.endswith(("bias", "rel_pos_h", "rel_pos_w")):
-            parameter.zero_()
-        elif isinstance(module, nn.Embedding) or name.endswith("positional_embedding"):
-            parameter.normal_(generator=generator)
-        else:
-            if name.startswith("vision_encoder.") and not isinstance(module, nn.Conv2d):
-                std = 0.02
-            else:  # the stride of every transposed convolution is its kernel: fan in is its input channels
-                fan_in = len(parameter) if isinstance(module, nn.ConvTranspose2d) else parameter[0].numel()
-                std = 1 / math.sqrt(fan_in)
-            nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)
-    return model
