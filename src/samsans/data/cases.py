@@ -18,6 +18,7 @@ from samsans.errors import InputError
 from samsans.types import Case, ClassInfo, Volume
 
 SCANNED = 64  # label files read to infer the objects
+UNLABELLED = "no masks: the cases can be segmented, not learned from"
 SHIFT = 0.5  # largest distance between the grids of an image and its mask, in voxels
 
 
@@ -131,7 +132,7 @@ def require_same_grid(case: Case, image: Volume, labels: Volume) -> None:
 def find_cases(config: DataConfig, *, infer: bool = True) -> Dataset:
     """Recognise the layout of ``config.path``, pair images with masks, name patients and objects.
 
-    Where neither ``config.classes``, a ``dataset.json`` nor a ``classes.json`` names the objects, they are inferred from
+    Where neither ``config.classes``, ``dataset.json`` nor ``classes.json`` names the objects, they are inferred from
     the values of at most 64 evenly chosen cases; ``infer=False`` leaves them out then and decodes nothing.
 
     Raises InputError where nothing usable is found, or a mask that was looked into is damaged.
@@ -161,7 +162,7 @@ def find_cases(config: DataConfig, *, infer: bool = True) -> Dataset:
     elif dataset.labelled:
         classes, note = objects.infer_classes(label_values(dataset))
     else:
-        classes, note = (), "no masks: the cases can be segmented, not learned from"
+        classes, note = (), UNLABELLED
     return replace(dataset, classes=classes, notes=(*notes, note) if note else tuple(notes))
 
 

@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from samsans import io
 from samsans.config import DataConfig
-from samsans.data.cases import Dataset, evenly, find_cases, grid_shift, require_same_grid
+from samsans.data.cases import UNLABELLED, Dataset, evenly, find_cases, grid_shift, require_same_grid
 from samsans.data.classes import infer_classes, value_counts
 from samsans.errors import InputError
 from samsans.types import Case, ClassInfo, Progress, Volume
@@ -137,6 +139,8 @@ def check(config: DataConfig, *, on_progress: Callable[[Progress], None] | None 
         classes, note = infer_classes(_values(drawn))
         notes.append(note)
         problems += _rare_values(dataset, drawn, classes)
+    if not dataset.labelled:
+        notes.append(UNLABELLED)
     problems += [
         *_pairs(dataset),
         *_masks(drawn, classes),
@@ -225,9 +229,11 @@ def _grid(case: Case, image: Volume, labels: Volume) -> list[Problem]:
 
 def _pairs(dataset: Dataset) -> list[Problem]:
     """Images without a mask, where the others have one, and masks without an image."""
-    bare = [c for c in dataset.cases if not c.labels and dataset.parts.get(c.id) != "test"]
     if not dataset.labelled and not dataset.orphans:
-        bare = []
+        todo = _looks_paired(dataset)
+        found = "the names of some files look like those of masks"
+        return [Problem("warning", "no image has a mask", "", found, todo)] if todo else []
+    bare = [c for c in dataset.cases if not c.labels and dataset.parts.get(c.id) != "test"]
     todo = "Draw the mask, or mend its name; until then the image is not learned from"
     return [
         *(Problem("warning", "an image has no mask", str(c.images[0]), "no mask of that name", todo) for c in bare),
@@ -236,6 +242,29 @@ def _pairs(dataset: Dataset) -> list[Problem]:
             for p in dataset.orphans
         ),
     ]
+
+
+def _looks_paired(dataset: Dataset) -> str:
+    """Advice where most names are those of others with one and the same ending, as masks have: ``a``, ``a_drawn``."""
+    paths = {c.id: c.images[0] for c in dataset.cases}
+    endings: Counter[tuple[str, str, str]] = Counter()
+    for id, path in paths.items():
+        for cut in (i for i, letter in enumerate(id) if letter in "_-"):
+            image = paths.get(id[:cut])
+            if image is not None:
+                endings[id[cut:], _suffix(path), _suffix(image)] += 1
+    (ending, suffix, image_suffix), count = max(endings.items(), key=lambda item: item[1], default=(("", "", ""), 0))
+    if count < 2 or 4 * count < len(paths):
+        return ""
+    nested = "**/" if any("/" in id for id in paths) else ""
+    return (
+        f"If the files ending in {ending}{suffix} are masks: --data.images '{nested}*{image_suffix}' "
+        f"--data.labels '{{parent}}/{{stem}}{ending}{suffix}'"
+    )
+
+
+def _suffix(path: Path) -> str:
+    return path.name[len(io.stem(path)) :]
 
 
 def _values(facts: Iterable[_Facts]) -> set[int]:

@@ -90,7 +90,9 @@ def make_split(dataset: Dataset, config: SplitConfig, seed: int = 0) -> Split:
         raise InputError(
             f"nothing is left to train on: {len(labelled)} of {len(dataset.cases)} cases have a mask ({held})",
             "at least one labelled training patient",
-            "Lower split.val and split.test, or add masks",
+            "Lower split.val and split.test, or add masks"
+            if labelled
+            else "`samsans check` tells which masks are missing",
         )
     if config.shots is not None:
         train = _few(train, patients, config.shots, rng)

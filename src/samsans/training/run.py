@@ -16,7 +16,7 @@ from samsans import methods
 from samsans.config import RunConfig
 from samsans.display import Display
 from samsans.errors import InputError
-from samsans.io.atomic import write_json, write_text
+from samsans.io.atomic import sweep, write_json, write_text
 from samsans.methods import weights
 from samsans.training import checkpoints
 from samsans.training.data import TrainingData, choose_split, describe, loader, read_data
