@@ -99,13 +99,25 @@ def test_shift_is_a_share_of_the_side() -> None:
 def test_synthetic_masks_have_the_shape_and_follow_one_rule(seed: int, objects: int) -> None:
     images, masks = scene(objects=objects, side=48, seed=seed % 7)
     images, masks = (torch.cat([t, t[:1]]) for t in (images, masks))
-    out = synthetic_masks(images, masks, np.random.default_rng(seed))
+    lawful = tuple(rule for rule in OBJECT_RULES if rule is not synthetic.exchanged)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "OBJECT_RULES", lawful)
+        out = synthetic_masks(images, masks, np.random.default_rng(seed))
+        again = synthetic_masks(images, masks, np.random.default_rng(seed))
     assert out.dtype == torch.bool
     assert out.shape[0] == 4
     assert 1 <= out.shape[1] <= max(objects, 1)
     assert out.shape[2:] == (48, 48)
     assert torch.equal(out[0], out[3]), "the same image gets the same mask"
-    assert torch.equal(out, synthetic_masks(images, masks, np.random.default_rng(seed)))
+    assert torch.equal(out, again)
+
+
+def test_exchanged_masks_are_those_of_other_images() -> None:
+    masks = scene()[1][:, 0]
+    for seed in range(9):
+        moved = synthetic.exchanged(masks, np.random.default_rng(seed))
+        assert all(not torch.equal(a, b) for a, b in zip(moved, masks, strict=True))
+        assert sorted(m.sum().item() for m in moved) == sorted(m.sum().item() for m in masks)
 
 
 @pytest.mark.parametrize("rule", [*dict.fromkeys(IMAGE_RULES), *OBJECT_RULES])

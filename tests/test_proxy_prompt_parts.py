@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from samsans.errors import InputError
+from samsans.methods.proxy_prompt import selective
 from samsans.methods.proxy_prompt.bridge import Bridge, Cbam, ResBlock
 from samsans.methods.proxy_prompt.ccm import Ccm, neighbours
 from samsans.methods.proxy_prompt.selective import (
@@ -42,6 +43,12 @@ def test_map_is_the_negative_distance_and_its_columns_sum_to_one() -> None:  # c
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
 def test_streaming_equals_one_softmax(pairs: int, tokens: int, seed: int) -> None:  # check 6
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selective, "CHUNK", 1 + seed)  # pair by pair, or several at once
+        _streaming_equals_one_softmax(pairs, tokens, seed)
+
+
+def _streaming_equals_one_softmax(pairs: int, tokens: int, seed: int) -> None:
     query, keys, values = rand(2, 3, 4, seed=seed), rand(pairs, tokens, 4, seed=seed + 1), rand(pairs, tokens, 5)
     expected = naive_weights(query, keys) @ values.flatten(0, 1)
     torch.testing.assert_close(selective_readout(query, keys, values), expected, atol=1e-12, rtol=0)
@@ -96,7 +103,9 @@ def test_readout_is_a_weighted_mean() -> None:  # check 8
     torch.testing.assert_close(selective_readout(query, keys, constant), torch.full_like(out, 2.5))
 
 
-def test_leave_one_out_equals_a_bank_without_that_pair() -> None:
+@pytest.mark.parametrize("chunk", [1, 2**24])
+def test_leave_one_out_equals_a_bank_without_that_pair(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selective, "CHUNK", chunk)
     query, keys, values = rand(3, 5, 8), rand(3, 6, 8, seed=1), rand(3, 6, 4)
     together = selective_readout(query, keys, values, exclude=torch.arange(3))
     for i in range(3):
@@ -115,7 +124,9 @@ def test_partials_of_any_subset_merge_exactly() -> None:
     torch.testing.assert_close(merged, selective_readout(query, keys[subset], values[subset]), atol=1e-13, rtol=0)
 
 
-def test_streamed_gradients_equal_autograd_of_the_naive_form() -> None:
+@pytest.mark.parametrize("chunk", [1, 2**24])
+def test_streamed_gradients_equal_autograd_of_the_naive_form(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selective, "CHUNK", chunk)
     tensors = [rand(2, 5, 8), rand(3, 6, 8, seed=1), rand(3, 6, 4, seed=2)]
     grads = []
     for form in ("streamed", "naive"):

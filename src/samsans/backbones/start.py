@@ -23,7 +23,7 @@ ALIKE, VALUE = 0.7, 0.4  # weights of identity and noise in query-key and value-
 
 @torch.no_grad()
 def initialise(model: Any, seed: int) -> Any:
-    """Fill an empty ``SamModel`` and return it; depends on ``seed`` alone, not on torch's global state, which it leaves as it is.
+    """Fill an empty ``SamModel`` and return it; depends on ``seed`` alone and leaves torch's global state as it is.
 
     Linear layers of the ViT: truncated normal, 0.02.  Other linear and convolution weights: truncated normal,
     ``1 / sqrt(fan in)``.  Biases and relative positions 0, norms 1, tokens and the Fourier matrix standard normal as in

@@ -4,7 +4,7 @@ Our addition, not in the paper.  With one annotated object a model can learn to 
 the answer whatever they show, and the prompt carries nothing (section 4.4 of the specification measured exactly that
 plateau).  A rule that changes with every episode leaves the support masks as the only place where the answer stands.
 Rules start from the image (a band of colours, edges, blobs, ridges such as vessels), from the real objects (around,
-inside, beside, without, their outline copied onto other images) or say that there is nothing to find.
+inside, beside, without, outlines copied or exchanged between images), or say that there is nothing to find.
 
 Everything is computed at a side of at most 256 pixels and enlarged.
 """
@@ -22,8 +22,8 @@ from torch import Tensor
 
 SIDE = 256  # largest working side, in pixels
 DISTANCE_SIDE = 128  # largest side of distance maps, in pixels
-EMPTY = 0.05  # share of tasks with nothing to find
-FROM_OBJECTS = 0.45  # share of the other tasks that start from the real objects
+EMPTY = 0.1  # share of tasks with nothing to find
+FROM_OBJECTS = 0.6  # share of the other tasks that start from the real objects
 
 
 def synthetic_masks(images: Tensor, masks: Tensor, rng: np.random.Generator) -> Tensor:
@@ -149,6 +149,11 @@ def copied(mask: Tensor, rng: np.random.Generator) -> Tensor:
     return mask[showing[rng.integers(len(showing))]].expand_as(mask).clone()
 
 
+def exchanged(mask: Tensor, rng: np.random.Generator) -> Tensor:
+    """Every image gets the mask of another: a task without sense, of which only the usual place can be learned."""
+    return mask.roll(1 + int(rng.integers(max(1, len(mask) - 1))), 0)
+
+
 def half(mask: Tensor, rng: np.random.Generator) -> Tensor:
     """The part of the object on one side of its centre."""
     return mask & _half_plane(mask, rng)
@@ -156,7 +161,7 @@ def half(mask: Tensor, rng: np.random.Generator) -> Tensor:
 
 Rule = Callable[[Tensor, np.random.Generator], Tensor]
 IMAGE_RULES: tuple[Rule, ...] = (band, band, edges, blobs, ridges, place)
-OBJECT_RULES: tuple[Rule, ...] = (same, complement, dilated, eroded, boundary, ring, beside, half, copied, copied)
+OBJECT_RULES: tuple[Rule, ...] = (same, complement, dilated, eroded, boundary, ring, beside, half, copied, exchanged)
 
 
 def _tint(pixels: Tensor, rng: np.random.Generator) -> Tensor:

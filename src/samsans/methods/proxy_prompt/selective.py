@@ -2,7 +2,7 @@
 
 ``Sel[a, b] = (2 k_a . q_b - |k_a|^2) / sqrt(C)``, softmax over all support tokens ``a`` of all pairs, then
 ``context[:, b] = sum_a value[:, a] W[a, b]``.  Up to a constant per target token this is ``-|k_a - q_b|^2 / sqrt(C)``.
-The map is never held whole: pairs are read one after the other and merged by log-sum-exp, exactly.
+The map is never held whole where it is large: pairs are read chunk by chunk and merged by log-sum-exp, exactly.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+CHUNK = 2**24  # logits held at once: as many support pairs are read together (64 MiB in float32)
 _LOWEST = -1e30  # a finite start of the running maximum: an excluded pair must not make it infinite
 
 
@@ -52,23 +53,18 @@ def selective_logits(query: Tensor, keys: Tensor) -> Tensor:
     )
 
 
-def partial_readout(
-    query: Tensor, keys: Tensor, values: Tensor, excluded: Tensor | None = None, visible: Tensor | None = None
-) -> Partial:
-    """Read one support pair.
+def partial_readout(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None = None) -> Partial:
+    """Read some support tokens.
 
     Args:
         query: ``(B, T, C)`` float32 centred target tokens.
-        keys: ``(A, C)`` float32 centred tokens of the pair.
-        values: ``(A, V)`` values of the pair.
-        excluded: ``(B,)`` bool, targets that must not see this pair.
-        visible: ``(A,)`` bool, tokens that are image and not padding (decision D-02).
+        keys: ``(A, C)`` float32 centred support tokens, of one pair or several.
+        values: ``(A, V)`` their values.
+        hidden: ``(B, A)`` or ``(1, A)`` bool, tokens that a target must not see.
     """
     logits = selective_logits(query, keys)
-    if excluded is not None:
-        logits = logits.masked_fill(excluded[:, None, None], -torch.inf)
-    if visible is not None:
-        logits = logits.masked_fill(~visible, -torch.inf)
+    if hidden is not None:
+        logits = logits.masked_fill(hidden[:, None], -torch.inf)
     maximum = logits.detach().amax(-1).clamp_min(_LOWEST)
     weights = torch.exp(logits - maximum.unsqueeze(-1))
     return Partial(maximum, weights.sum(-1), weights @ values.to(weights.dtype))
@@ -85,7 +81,7 @@ def merge_partials(partials: Sequence[Partial]) -> Partial:
 def selective_readout(
     query: Tensor, keys: Tensor, values: Tensor, exclude: Tensor | None = None, visible: Tensor | None = None
 ) -> Tensor:
-    """Context of every target token, streamed pair by pair; recomputed in the backward pass.
+    """Context of every target token; more than one chunk is streamed, and recomputed in the backward pass.
 
     Args:
         query: ``(B, T, C)`` target tokens.
@@ -102,16 +98,30 @@ def selective_readout(
         query, keys = query.to(precise), keys.to(precise)
         centre = keys.detach().mean((0, 1))  # changes nothing but the rounding error
         query, keys = query - centre, keys - centre
-        grad = torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad or values.requires_grad)
+        hidden = _hidden(keys, exclude, visible)
+        step = max(1, CHUNK // (query.shape[0] * query.shape[1] * keys.shape[1]))
+        chunks = [slice(start, start + step) for start in range(0, len(keys), step)]
+        recompute = len(chunks) > 1 and torch.is_grad_enabled()
         partials = []
-        for index in range(len(keys)):
-            excluded = None if exclude is None else exclude == index
-            shown = None if visible is None else visible[index]
-            arguments = (query, keys[index], values[index], excluded, shown)
+        for chunk in chunks:
+            part = None if hidden is None else hidden[:, chunk].flatten(1)
+            arguments = (query, keys[chunk].flatten(0, 1), values[chunk].flatten(0, 1), part)
             partials.append(
-                checkpoint(partial_readout, *arguments, use_reentrant=False) if grad else partial_readout(*arguments)
+                checkpoint(partial_readout, *arguments, use_reentrant=False)
+                if recompute
+                else partial_readout(*arguments)
             )
         return merge_partials(partials).finish()
+
+
+def _hidden(keys: Tensor, exclude: Tensor | None, visible: Tensor | None) -> Tensor | None:
+    """``(B or 1, K, A)`` bool, what must not be seen: each target's excluded pair, and padding."""
+    hidden = None if visible is None else ~visible[None]
+    if exclude is not None:
+        own = exclude[:, None] == torch.arange(len(keys), device=keys.device)
+        own = own[:, :, None].expand(-1, -1, keys.shape[1])
+        hidden = own if hidden is None else hidden | own
+    return hidden
 
 
 def mean_readout(values: Tensor, targets: int, exclude: Tensor | None = None) -> Tensor:
