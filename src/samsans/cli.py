@@ -7,6 +7,7 @@ torch before a command needs it.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import warnings
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"samsans: no command {command!r}. Expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     warnings.showwarning = _show_warning
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve each other on a busy machine
     run: Callable[[list[str]], int] = globals()[f"_{command}"]
     try:
         return run(rest)

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from samsans import api, io
+from samsans import api
 from samsans.config import DataConfig
-
-if TYPE_CHECKING:
-    from samsans.data.cases import Dataset
-    from samsans.inference import Segmenter
-    from samsans.types import Case
 
 CLASSES = {"disc": [1, 2], "cup": [2]}
 PATIENT = r"\w+-\d+"
@@ -35,7 +27,9 @@ def demo(out: Path, *, minutes: float = 1.5, images: int = 40, size: int = 192) 
     """
     from samsans.data.cases import find_cases
     from samsans.data.phantoms import write
+    from samsans.data.splits import Split
     from samsans.display import Display
+    from samsans.experiments.panel import draw_panel
 
     data, run, masks, report = out / "data", out / "run", out / "masks", out / "report"
     settings = DataConfig(path=str(data), classes=CLASSES, patient=PATIENT)
@@ -57,47 +51,9 @@ def demo(out: Path, *, minutes: float = 1.5, images: int = 40, size: int = 192) 
     with Display("scoring") as display:
         summary = api.evaluate(masks, settings, report, on_progress=display.step)
     print(summary.text())
-    dataset = find_cases(settings)
-    picture = _draw(segmenter, dataset, out / "demo.png")
+    dataset, split = find_cases(settings), Split.load(run / "split.json")
+    supports = [dataset.by_id(id) for id in split.train[:8]]
+    targets = [dataset.by_id(id) for id in split.test[: 2 * SHOWN : 2]]
+    picture = draw_panel(segmenter, dataset, supports, targets, out / "demo.png")
     print(f"\nlook at {picture} and {report / 'report.html'}")
     return picture
-
-
-def _draw(segmenter: Segmenter, dataset: Dataset, path: Path) -> Path:
-    """One row a task: the support pair, then images of other patients segmented with it."""
-    import matplotlib.pyplot as plt
-
-    from samsans.data.splits import Split
-    from samsans.metrics.pictures import overlay
-
-    assert segmenter.run is not None
-    split = Split.load(segmenter.run / "split.json")
-    supports, targets = _cases(dataset, split.train, 8), _cases(dataset, split.test, 2 * SHOWN)[::2]
-    rows, columns = len(dataset.classes), SHOWN + 1
-    figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.3 * rows))
-    for row, info in zip(axes, dataset.classes, strict=True):
-        pairs = []
-        for case in supports:
-            mask = np.isin(dataset.read_labels(case).array[0], info.values)
-            pairs.append((dataset.read_image(case).array[0], mask.astype(np.uint8) * info.values[0]))
-        bank = segmenter.encode_support(pairs)
-        row[0].imshow(overlay(pairs[0][0], (pairs[0][1] > 0).astype(np.uint8)))
-        row[0].set_title(f"example: {info.name}", fontsize=10)
-        for axis, case in zip(row[1:], targets, strict=True):
-            image = dataset.read_image(case)
-            found = segmenter.predict(image, support=bank).labels[0] > 0
-            truth = np.isin(dataset.read_labels(case).array[0], info.values)
-            axis.imshow(overlay(image.array[0], found.astype(np.uint8), truth.astype(np.uint8)))
-            dice = 2 * (found & truth).sum() / max(1, found.sum() + truth.sum())
-            axis.set_title(f"Dice {dice:.2f}", fontsize=10)
-    for axis in axes.flat:
-        axis.axis("off")
-    figure.tight_layout(pad=0.4)
-    with io.atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
-    return path
-
-
-def _cases(dataset: Dataset, ids: Sequence[str], count: int) -> list[Case]:
-    return [dataset.by_id(id) for id in ids[:count]]

@@ -24,6 +24,7 @@ from samsans.data.slices import SliceDataset
 from samsans.data.splits import Split
 from samsans.data.transforms import normalize
 from samsans.errors import InputError
+from samsans.experiments.panel import draw_panel
 from samsans.metrics.evaluate import evaluate
 from samsans.types import Batch, Case, ClassInfo, Progress
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from samsans.inference import Segmenter
 
 SUPPORTS = (1, 4, 8)
+SHOWN = 4
 THRESHOLDS = tuple(np.arange(1, 20) / 20)
 
 
@@ -55,7 +57,7 @@ def controls(
     limit: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> str:
-    """Run all arms on the run's held-out cases; writes ``controls.json``, ``controls.png`` and the label maps.
+    """Run all arms on the run's held-out cases; writes ``controls.json``, two pictures and the label maps.
 
     Args:
         data: The data set the run was trained on.
@@ -102,6 +104,8 @@ def controls(
             on_progress(Progress(done, len(arms), f"{info.name}: {arm}"))
     io.write_json(out / "controls.json", {"rows": [_plain(row) for row in rows], "test": [case.id for case in test]})
     _draw(rows, out / "controls.png")
+    examples = [dataset.by_id(case.id) for case in pool.cases[: max(SUPPORTS)]]
+    draw_panel(segmenter, dataset, examples, test[:SHOWN], out / "panel.png")
     return _text(rows)
 
 
