@@ -465,6 +465,24 @@ def test_volumes_from_train_to_report(torso: Path, tmp_path: Path) -> None:
     assert (found["n"], found["unit"], len(found["classes"])) == (1, "mm", 8)
 
 
+def test_slices_in_files_become_volumes(tmp_path: Path) -> None:
+    for patient in "ab":
+        for number in range(3):
+            picture = np.full((40, 48), 30, np.uint8)
+            picture[5:20, 10 + number : 30] = 200
+            for part, array in (("images", picture), ("masks", (picture > 100).astype(np.uint8) * 255)):
+                (tmp_path / "data" / part).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(tmp_path / "data" / part / f"{patient}-{number}.png")
+    data, named = tmp_path / "data", ("--data.volume", r"(\w+)-(\d+)")
+    assert run("train", "proxy_prompt", data, "-o", tmp_path / "run", "--steps", 1, *TINY, *named) == 0
+    assert run("predict", tmp_path / "run", "-i", data, "-o", tmp_path / "out") == 0
+    assert files(tmp_path / "out") == {"a.nii.gz", "b.nii.gz"} | SAME
+    assert labels(tmp_path / "out/a.nii.gz").shape == (3, 40, 48)
+    assert run("evaluate", tmp_path / "out", data, "-o", tmp_path / "report") == 0
+    found = json.loads((tmp_path / "report/summary.json").read_text())
+    assert (found["n"], found["unit"]) == (2, "px")  # no file states a voxel size
+
+
 def test_prompted_baseline(fundus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ("train", "prompted", fundus, "-o", tmp_path / "run", "--preset", "box", "--backbone", "tiny")
     assert run(*argv, "--data.classes", "{disc: [1, 2]}") == 0

@@ -15,6 +15,7 @@ from samsans.config import DataConfig
 from samsans.data import classes as objects
 from samsans.data import layouts
 from samsans.errors import InputError
+from samsans.io.geometry import affine_of_spacing
 from samsans.types import Case, ClassInfo, Volume
 
 SCANNED = 64  # label files read to infer the objects
@@ -62,7 +63,7 @@ class Dataset:
         array = _join([v.array for v in volumes], case.images, axis=0 if case.stacked else 3)
         affine = volumes[0].affine
         if affine is None and self.spacing is not None:
-            affine = _grid(self.spacing)
+            affine = affine_of_spacing(self.spacing)
         header = volumes[0].header if len(volumes) == 1 else None
         return Volume(array, affine, case.images[0], header)
 
@@ -74,14 +75,8 @@ class Dataset:
         volumes = [io.read_labels(path) for path in files]
         affine = volumes[0].affine
         if affine is None and self.spacing is not None:
-            affine = _grid(self.spacing)
+            affine = affine_of_spacing(self.spacing)
         return Volume(_join([v.array for v in volumes], files, axis=0), affine, files[0])
-
-
-def _grid(spacing: Sequence[float]) -> np.ndarray:
-    """Affine of an array shown as it lies: columns towards the patient's left, rows to the back (our decision)."""
-    z, y, x = spacing
-    return np.diag([-x, -y, z, 1.0])
 
 
 def _join(arrays: Sequence[np.ndarray], paths: Sequence[Path], axis: int) -> np.ndarray:
@@ -145,8 +140,7 @@ def find_cases(config: DataConfig, *, infer: bool = True) -> Dataset:
     _require_unique(cases)
     spacing = None
     if config.spacing is not None:
-        if len(config.spacing) != 3 or min(config.spacing) <= 0:
-            raise InputError(f"data.spacing is {config.spacing}", "three positive lengths (z, y, x) in mm")
+        affine_of_spacing(config.spacing)  # three positive lengths, or an error
         z, y, x = config.spacing
         spacing = (z, y, x)
     notes = [*found.notes, *notes]

@@ -10,6 +10,7 @@ import numpy as np
 
 from samsans import io
 from samsans.errors import InputError
+from samsans.io.geometry import affine_of_spacing
 from samsans.types import Volume
 
 
@@ -37,7 +38,7 @@ def as_image(given: Any, spacing: Sequence[float] | None = None) -> Volume:
         volume = Volume(array)
     if spacing is None or volume.affine is not None:
         return volume
-    return Volume(volume.array, _grid(spacing), volume.path, volume.header)
+    return Volume(volume.array, affine_of_spacing(spacing), volume.path, volume.header)
 
 
 def as_labels(given: Any) -> Volume:
@@ -51,11 +52,3 @@ def as_labels(given: Any) -> Volume:
             f"a mask of shape {array.shape} and type {array.dtype}", "(H, W) or (D, H, W) of whole numbers or bool"
         )
     return Volume(array.astype(np.uint8) if array.dtype == bool else array, volume.affine, volume.path, volume.header)
-
-
-def _grid(spacing: Sequence[float]) -> np.ndarray:
-    """Affine of an array shown as it lies: columns towards the patient's left, rows to the back (our decision)."""
-    if len(spacing) != 3 or min(spacing) <= 0:
-        raise InputError(f"spacing {list(spacing)}", "three positive lengths (z, y, x) in mm")
-    z, y, x = spacing
-    return np.diag([-x, -y, z, 1.0])

@@ -19,7 +19,6 @@ from samsans.errors import InputError
 from samsans.metrics import overlap, surface
 
 METRICS = ("dice", "iou", "hd95_mm", "asd_mm", "nsd")
-HIGHER_IS_BETTER = {"dice": True, "iou": True, "hd95_mm": False, "asd_mm": False, "nsd": True}
 
 State = Literal["both", "only_reference", "only_prediction", "both_empty"]
 

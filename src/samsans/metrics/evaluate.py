@@ -178,7 +178,8 @@ def _score_case(
         for value in matching.values_of(volume.array) - known[side]:
             strangers[side][value] = strangers[side].get(value, 0) + 1
     grid = drawn if drawn.affine is not None else predicted
-    unit = grid.unit if rules.use_spacing else "px"
+    made_up = grid.affine is not None and drawn.affine is None and np.array_equal(grid.affine, np.eye(4))  # of pictures
+    unit = "px" if made_up or not rules.use_spacing else grid.unit
     rows: list[dict[str, Any]] = []
     for name, p, r in object_masks(predicted.array, drawn.array, objects):
         samples: list[tuple[int | None, np.ndarray, np.ndarray, tuple[float, ...]]]

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import samsans
 from samsans import config as configuration
 from samsans import methods
 from samsans.config import RunConfig
@@ -23,7 +24,7 @@ from samsans.training.data import TrainingData, choose_split, describe, loader, 
 from samsans.training.errors import TrainingStopped
 from samsans.training.log import CsvLog, read
 from samsans.training.schedule import Duration
-from samsans.training.session import Session, count_parameters, version
+from samsans.training.session import Session, count_parameters
 from samsans.training.signals import StopSignals
 from samsans.types import Progress
 
@@ -211,7 +212,7 @@ def _conclude(session: Session) -> None:
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if cuda else peak_memory(),
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "versions": {
-                "samsans": version(),
+                "samsans": samsans.__version__,
                 "torch": torch.__version__,
                 "lightning": lightning.__version__,
                 "python": sys.version.split()[0],

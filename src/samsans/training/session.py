@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import samsans
 from samsans import config as configuration
 from samsans.config import RunConfig
 from samsans.display import Display
@@ -87,7 +88,7 @@ class Session:
             "method": self.config.method,
             "step": self.position.step,
             "config": config_hash(self.config),
-            "samsans": version(),
+            "samsans": samsans.__version__,
         }
         with atomic_path(self.run / "model" / f"{name}.safetensors") as temporary:
             weights.save_weights(self.method, temporary, names=self.names, notes=notes)
@@ -102,17 +103,6 @@ def config_hash(config: RunConfig) -> str:
     """Sixteen hexadecimal digits that change with any option of a run."""
     text = json.dumps(configuration.to_dict(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def version() -> str:
-    """Version of samsans."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed("samsans")
-    except PackageNotFoundError:
-        return "source tree"
 
 
 def count_parameters(method: nn.Module, names: tuple[str, ...]) -> dict[str, int]:
