@@ -1,8 +1,7 @@
 """Synthetic tasks: masks computed from the images by one random rule, the same in supports and target.
 
 Our addition, not in the paper.  With one annotated object a model can learn to ignore the support masks: the object is
-the answer whatever they show, and the prompt carries nothing (section 4.4 of the specification measured exactly that
-plateau).  A rule that changes with every episode leaves the support masks as the only place where the answer stands.
+the answer whatever they show, and the prompt carries nothing (the plateau of decision D-35).  A rule that changes with every episode leaves the support masks as the only place where the answer stands.
 Rules start from the image (a band of colours, edges, blobs, ridges such as vessels), from the real objects (around,
 inside, beside, without, outlines copied or exchanged between images), or say that there is nothing to find.
 
@@ -23,7 +22,8 @@ from torch import Tensor
 SIDE = 256  # largest working side, in pixels
 DISTANCE_SIDE = 128  # largest side of distance maps, in pixels
 EMPTY = 0.1  # share of tasks with nothing to find
-FROM_OBJECTS = 0.6  # share of the other tasks that start from the real objects
+EXCHANGED = 0.25  # share of tasks in which the real masks change places
+FROM_OBJECTS = 0.5  # share of the other tasks that start from the real objects
 
 
 def synthetic_masks(images: Tensor, masks: Tensor, rng: np.random.Generator) -> Tensor:
@@ -47,10 +47,12 @@ def synthetic_masks(images: Tensor, masks: Tensor, rng: np.random.Generator) -> 
 
 def _one(pixels: Tensor, real: Tensor, rng: np.random.Generator) -> Tensor:
     """``(B, s, s)`` bool by one random rule."""
-    if rng.random() < EMPTY:
+    kind = rng.random()
+    if kind < EMPTY:
         return torch.zeros(len(pixels), *pixels.shape[-2:], dtype=torch.bool)
-    if real.any() and rng.random() < FROM_OBJECTS:
-        rule = OBJECT_RULES[rng.integers(len(OBJECT_RULES))]
+    exchange = kind < EMPTY + EXCHANGED
+    if real.any() and (exchange or rng.random() < FROM_OBJECTS):
+        rule = exchanged if exchange else OBJECT_RULES[rng.integers(len(OBJECT_RULES))]
         chosen = rng.integers(real.shape[1] + 1)  # one object, or all of them together
         return rule(real.any(1) if chosen == real.shape[1] else real[:, chosen], rng)
     return IMAGE_RULES[rng.integers(len(IMAGE_RULES))](_tint(pixels, rng), rng)
@@ -161,7 +163,7 @@ def half(mask: Tensor, rng: np.random.Generator) -> Tensor:
 
 Rule = Callable[[Tensor, np.random.Generator], Tensor]
 IMAGE_RULES: tuple[Rule, ...] = (band, band, edges, blobs, ridges, place)
-OBJECT_RULES: tuple[Rule, ...] = (same, complement, dilated, eroded, boundary, ring, beside, half, copied, exchanged)
+OBJECT_RULES: tuple[Rule, ...] = (same, complement, dilated, eroded, boundary, ring, beside, half, copied)
 
 
 def _tint(pixels: Tensor, rng: np.random.Generator) -> Tensor:

@@ -90,7 +90,7 @@ class ProxyPromptConfig:
     Args:
         csm: Contextual Selective Module.
         ccm: Contextual Colorization Module.
-        support_grad: Let gradients flow through the support features (section 4.3 of the specification).
+        support_grad: Let gradients flow through the support features.
         k_test: Support pairs drawn for each image at inference (decision D-29).
         direct: A residual path around the colorization module: the context, and the support mask read by the same
             selective map, also enter the decoder as a dense prompt (our option; decision D-35 names such a path).

@@ -305,7 +305,7 @@ class ProxyPrompt(nn.Module):
     def gauges(self, batch: Batch) -> dict[str, float]:
         """Does the prompt depend on the mask?  ``|a - b| / |a|`` of three tensors when the support masks are swapped.
 
-        Masks are swapped between objects; a single object's masks are emptied (section 4.4 of the decisions).
+        Masks are swapped between objects; a single object's masks are emptied (decision D-35).
         """
         masks, targets = self._episode(batch)
         swapped = masks.roll(1, dims=1) if masks.shape[1] > 1 else torch.zeros_like(masks)
