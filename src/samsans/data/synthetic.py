@@ -1,9 +1,10 @@
 """Synthetic tasks: masks computed from the images by one random rule, the same in supports and target.
 
 Our addition, not in the paper.  With one annotated object a model can learn to ignore the support masks: the object is
-the answer whatever they show, and the prompt carries nothing (the plateau of decision D-35).  A rule that changes with every episode leaves the support masks as the only place where the answer stands.
-Rules start from the image (a band of colours, edges, blobs, ridges such as vessels), from the real objects (around,
-inside, beside, without, outlines copied or exchanged between images), or say that there is nothing to find.
+the answer whatever they show, and the prompt carries nothing (the plateau of decision D-35).  A rule that changes with
+every episode leaves the support masks as the only place where the answer stands.  Rules start from the image (a band of
+colours, edges, blobs, ridges such as vessels), from the real objects (around, inside, beside, without, outlines copied
+or exchanged between images), or say that there is nothing to find.
 
 Everything is computed at a side of at most 256 pixels and enlarged.
 """
