@@ -14,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from samsans import zoo
+from samsans import config, methods, zoo
 from samsans.backbones import load_backbone
 from samsans.backbones.checkpoints import FOURIER_TWIN, find_weights, infer_architecture, read_state, rename
 from samsans.backbones.geometry import resize_pos_embed, resize_rel_pos
@@ -22,6 +22,7 @@ from samsans.backbones.sam import build_network
 from samsans.backbones.start import initialise
 from samsans.config import BackboneConfig
 from samsans.errors import InputError
+from samsans.methods import weights
 
 ARCH = dataclasses.replace(zoo.TINY, decoder_heads=8)  # an original file does not state its heads: SAM has 8
 
@@ -327,3 +328,14 @@ def test_names_that_are_nothing(tmp_path):
         load("sam-vitb")
     with pytest.raises(InputError, match="No weights in"):
         load(tmp_path)
+
+
+def test_a_run_from_random_weights_needs_no_equal_draw(tmp_path: Path) -> None:
+    """Another version may draw the first weights differently: the file holds them all."""
+    values = {"backbone.name": "tiny", "backbone.input_size": 64}
+    first = methods.build(config.from_dict(values | {"seed": 1}, method="proxy_prompt"), ["a"])
+    other = methods.build(config.from_dict(values | {"seed": 2}, method="proxy_prompt"), ["a"])
+    assert first.backbone.base_hash != other.backbone.base_hash
+    weights.load_weights(other, weights.save_weights(first, tmp_path / "all.safetensors"))
+    state = other.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in first.state_dict().items())

@@ -117,6 +117,8 @@ def test_usage_names_every_command_and_method(capsys: pytest.CaptureFixture[str]
         ("predict RUN -i DATA", "required: -o"),
         ("predict /no/run -i DATA -o OUT", "/no/run holds no config.yaml"),
         ("evaluate DATA", "required: REFERENCE, -o"),
+        ("evaluate /no/masks DATA -o OUT", "there is nothing at /no/masks"),
+        ("train proxy_prompt DATA -o /dev/null/run --backbone tiny --input-size 64 --steps 1", "Not a directory"),
         ("models show nonsense", "'nonsense'"),
         ("models show", "without a name"),
         ("experiment nonsense DATA --run RUN -o OUT", "invalid choice: 'nonsense'"),

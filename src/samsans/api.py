@@ -147,6 +147,8 @@ def evaluate(
     """
     from samsans.metrics.evaluate import evaluate as run
 
+    if not Path(predictions).exists():
+        raise InputError(f"there is nothing at {predictions}", "a folder of label maps that predict wrote")
     trained, seen = _training_of(Path(predictions))
     data = _as_trained(_data(reference), trained)
     cases, classes = _reference(Path(predictions), data)

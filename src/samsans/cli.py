@@ -51,6 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SamsansError as error:
         print(f"samsans {command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output, e.g. head, has gone
+        sys.stdout = None  # nothing is left to flush
+        return 1
+    except OSError as error:
+        print(f"samsans {command}: {error}. Check the path, its permissions and the free space.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"samsans {command}: stopped", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""Weights of a run on disk: only what was trained, on a named base, in safetensors."""
+"""Weights of a run on disk: only what was trained, on a named base, in safetensors; all, where the base was random."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from samsans.errors import InputError
 
 
 def trained_names(method: nn.Module) -> tuple[str, ...]:
-    """Names of what a weights file holds: every ``state_dict`` entry except the parameters that are frozen now.
+    """Every ``state_dict`` entry except the parameters that are frozen now.
 
     Ask a freshly built method: training stages freeze more for a while.
     """
@@ -22,6 +22,15 @@ def trained_names(method: nn.Module) -> tuple[str, ...]:
         name for name, parameter in method.named_parameters(remove_duplicate=False) if not parameter.requires_grad
     }
     return tuple(name for name in method.state_dict() if name not in frozen)
+
+
+def stored_names(method: nn.Module) -> tuple[str, ...]:
+    """Names of what a weights file holds: ``trained_names``; all entries where the base was random and is on no disk.
+
+    A run from random weights then does not depend on how another version of samsans draws them.
+    """
+    trained = trained_names(method)
+    return tuple(method.state_dict()) if trained and _from_scratch(method) else trained
 
 
 def trained_state(method: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
@@ -43,11 +52,11 @@ def save_weights(
     Args:
         method: What to save.
         path: The file; written in place, so callers that must not leave half a file pass a temporary one.
-        names: What to save; default ``trained_names(method)``.
+        names: What to save; default ``stored_names(method)``.
         notes: Further metadata, e.g. method name, step, config hash.
     """
     metadata = {key: str(value) for key, value in (notes or {}).items()} | _base(method)
-    state = trained_state(method, trained_names(method) if names is None else names)
+    state = trained_state(method, stored_names(method) if names is None else names)
     Path(path).write_bytes(save(state, metadata=metadata))
     return Path(path)
 
@@ -75,7 +84,7 @@ def load_weights(method: nn.Module, path: str | Path) -> dict[str, str]:
             f"{path} was trained on {notes.get('backbone') or 'no backbone'}, not on {base['backbone'] or 'none'}",
             todo=f"Build the method with backbone.name={notes.get('backbone')}",
         )
-    if notes.get("base_hash", "") != base["base_hash"]:
+    if notes.get("base_hash", "") != base["base_hash"] and not _from_scratch(method):
         raise InputError(
             f"{path} was trained on other weights of {base['backbone']} than the ones on this machine",
             f"base weights with hash {notes.get('base_hash')}, not {base['base_hash']}",
@@ -83,7 +92,7 @@ def load_weights(method: nn.Module, path: str | Path) -> dict[str, str]:
         )
     with safe_open(path, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    load_state(method, state, trained_names(method), str(path))
+    load_state(method, state, stored_names(method), str(path))
     return notes
 
 
@@ -127,6 +136,10 @@ def best_or_last(run: str | Path) -> Path:
 def _base(method: nn.Module) -> dict[str, str]:
     backbone = getattr(method, "backbone", None)
     return {"backbone": getattr(backbone, "name", ""), "base_hash": getattr(backbone, "base_hash", "")}
+
+
+def _from_scratch(method: nn.Module) -> bool:
+    return bool(getattr(getattr(method, "backbone", None), "from_scratch", False))
 
 
 def _groups(names: Iterable[str]) -> str:

@@ -98,11 +98,12 @@ def fit(config: RunConfig, method: Any, data: TrainingData, run: Path, display: 
         steps_per_epoch = -(-data.source.steps_per_epoch // config.train.devices)
         duration = Duration.of(config.train, stages, steps_per_epoch)
         names = weights.trained_names(method)
-        session = Session(config, method, data, run, stages, duration, display, names)
+        stored = weights.stored_names(method)
+        session = Session(config, method, data, run, stages, duration, display, stored)
         checkpoint = checkpoints.load(run / "resume.ckpt") if resume else None
         if checkpoint is not None:
             session.position, session.optimizer_state = checkpoint.position, checkpoint.optimizer
-            weights.load_state(method, checkpoint.weights, names, str(run / "resume.ckpt"))
+            weights.load_state(method, checkpoint.weights, stored, str(run / "resume.ckpt"))
             display.say(f"Going on after step {session.position.step}")
         if first_process():
             write_text(run / "config.yaml", configuration.dump(config))
@@ -111,7 +112,7 @@ def fit(config: RunConfig, method: Any, data: TrainingData, run: Path, display: 
             while not session.finished and not session.stop:
                 _train_stage(session, signals)
             if session.writes:
-                _conclude(session)
+                _conclude(session, names)
         finally:
             if session.log is not None:
                 session.log.close()
@@ -187,7 +188,7 @@ def check_folder(config: RunConfig, run: Path, resume: bool) -> None:
             raise InputError(f"{run} was trained with other options: {shown}", todo="Resume with the options it had")
 
 
-def _conclude(session: Session) -> None:
+def _conclude(session: Session, trained: tuple[str, ...]) -> None:
     """Write ``train.json``."""
     import lightning
     import torch
@@ -207,7 +208,7 @@ def _conclude(session: Session) -> None:
             "loss": _last(rows, "loss"),
             "score": _last(rows, "val/dice"),
             "best_score": at.best,
-            "parameters": count_parameters(session.method, session.names),
+            "parameters": count_parameters(session.method, trained),
             "device": torch.cuda.get_device_name() if cuda else session.device,
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if cuda else peak_memory(),
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
