@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -116,6 +117,8 @@ def test_usage_names_every_command_and_method(capsys: pytest.CaptureFixture[str]
         ("train proxy_prompt DATA -o RUN --backbone tiny --shots 99", "split.shots asks for 99"),
         ("predict RUN -i DATA", "required: -o"),
         ("predict /no/run -i DATA -o OUT", "/no/run holds no config.yaml"),
+        ("predict TRAINED -i DATA -o OUT.png", "named like an image"),
+        ("predict TRAINED -i DATA -o OUT --support DATA/images", "holds no image with a mask"),
         ("evaluate DATA", "required: REFERENCE, -o"),
         ("evaluate /no/masks DATA -o OUT", "there is nothing at /no/masks"),
         ("train proxy_prompt DATA -o /dev/null/run --backbone tiny --input-size 64 --steps 1", "Not a directory"),
@@ -125,10 +128,10 @@ def test_usage_names_every_command_and_method(capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_mistakes_are_one_clear_line(
-    argv: str, said: str, fundus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    argv: str, said: str, fundus: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    named = {"DATA": str(fundus), "RUN": str(tmp_path / "run"), "OUT": str(tmp_path / "out")}
-    assert cli.main([named.get(word, word) for word in argv.split()]) == 2
+    named = {"DATA": fundus, "TRAINED": trained, "RUN": tmp_path / "run", "OUT": tmp_path / "out"}
+    assert run(*(re.sub(r"[A-Z]{3,}", lambda word: str(named[word[0]]), part) for part in argv.split())) == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith("samsans")
     assert said in told

@@ -12,9 +12,9 @@ class InputError(SamsansError, ValueError):
     """
 
     def __init__(self, found: str, expected: str = "", todo: str = "") -> None:
-        parts = [found.rstrip(".") + "."]
+        parts = [found.removesuffix(".") + "."]
         if expected:
-            parts.append(f"Expected {expected.rstrip('.')}.")
+            parts.append(f"Expected {expected.removesuffix('.')}.")
         if todo:
-            parts.append(todo.rstrip(".") + ".")
+            parts.append(todo.removesuffix(".") + ".")
         super().__init__(" ".join(parts))

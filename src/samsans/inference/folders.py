@@ -84,6 +84,10 @@ def predict_folder(
     Raises:
         InputError: nothing to segment, two inputs with one output, or ``out`` holds something else.
     """
+    if io.is_image(out):
+        raise InputError(
+            f"the output {out} is named like an image", "a folder, one label map is written there per input"
+        )
     dataset = _dataset(segmenter, inputs)
     needs_truth = segmenter.method.needs.labels_at_predict
     if needs_truth:
