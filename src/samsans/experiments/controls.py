@@ -114,7 +114,7 @@ def _arms(segmenter: Segmenter, pool: SliceDataset, seed: int) -> list[tuple[Cla
     order = np.random.default_rng(seed).permutation(len(pool))
     arms: list[tuple[ClassInfo, str, Callable[[], Any]]] = []
     for index, info in enumerate(pool.dataset.classes):
-        shown = _one_a_patient(pool, [int(i) for i in order if pool.present[i, index]])[: max(SUPPORTS)]
+        shown = _patients_first(pool, [int(i) for i in order if pool.present[i, index]])[: max(SUPPORTS)]
         if len(shown) < 2:
             raise InputError(f"{len(shown)} training images show {info.name}", "at least 2")
 
@@ -135,11 +135,15 @@ def _arms(segmenter: Segmenter, pool: SliceDataset, seed: int) -> list[tuple[Cla
     return arms
 
 
-def _one_a_patient(pool: SliceDataset, indices: Sequence[int]) -> list[int]:
-    first: dict[str, int] = {}
+def _patients_first(pool: SliceDataset, indices: Sequence[int]) -> list[int]:
+    """The indices in an order that repeats no patient before every patient had one."""
+    seen: dict[str, int] = {}
+    rounds = []
     for index in indices:
-        first.setdefault(pool.patients[index], index)
-    return list(first.values())
+        patient = pool.patients[index]
+        rounds.append((seen.get(patient, 0), index))
+        seen[patient] = seen.get(patient, 0) + 1
+    return [index for _, index in sorted(rounds, key=lambda item: item[0])]
 
 
 def _bank(
