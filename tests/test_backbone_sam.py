@@ -255,3 +255,17 @@ def test_initialise_covers_every_tensor():
     initialise(model, 0)
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
     assert not any(tensor.is_meta for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize("name", ["tiny", "scratch", "sam-vit-b"])
+def test_parameter_counts_of_the_zoo(name):
+    entry = zoo.BACKBONES[name]
+    model = build_network(entry.architecture_for(None), entry.input_size)
+    tied = model.prompt_encoder.shared_embedding.positional_embedding.numel()
+    assert entry.parameters in (count := sum(p.numel() for p in model.parameters()), count - tied)
+
+
+def test_small_images_get_smaller_patches():
+    scratch = zoo.BACKBONES["scratch"]
+    assert [scratch.architecture_for(side).patch for side in (None, 512, 256, 128, 64)] == [16, 16, 16, 8, 8]
+    assert zoo.BACKBONES["sam-vit-b"].architecture_for(256).patch == 16

@@ -191,9 +191,15 @@ BACKBONES: dict[str, BackboneEntry] = {
             "https://huggingface.co/wanglab/medsam-vit-base",
         ),
         BackboneEntry(
-            "scratch", "sam", "Small SAM, random weights: trains from nothing on a CPU", "Apache-2.0", 0, 0, SCRATCH
+            "scratch",
+            "sam",
+            "Small SAM, random weights: trains from nothing on a CPU",
+            "Apache-2.0",
+            1_853_248,
+            8,
+            SCRATCH,
         ),
-        BackboneEntry("tiny", "sam", "Two blocks, random weights: for tests only", "Apache-2.0", 0, 0, TINY),
+        BackboneEntry("tiny", "sam", "Two blocks, random weights: for tests only", "Apache-2.0", 94_182, 1, TINY),
     )
 }
 
