@@ -244,6 +244,8 @@ def test_gauges_see_whether_the_prompt_depends_on_the_mask(method: ProxyPrompt) 
     assert method.gauge_warning({"rel_prompt": 0.01}, step=200, warmup=100) is not None
     assert method.gauge_warning({"rel_prompt": 0.01}, step=50, warmup=100) is None
     assert method.gauge_warning({"rel_prompt": 0.3}, step=200, warmup=100) is None
+    direct = make(model__direct=True)  # the context enters the decoder too
+    assert direct.gauge_warning({"rel_prompt": 0.01, "rel_context": 0.4}, step=200, warmup=100) is None
 
 
 def test_paper_counts_of_trained_parameters() -> None:  # check 15, section 3: 45,086,067 with ViT-H, 23,846,771 merged

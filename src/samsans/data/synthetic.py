@@ -23,7 +23,7 @@ from torch import Tensor
 SIDE = 256  # largest working side, in pixels
 DISTANCE_SIDE = 128  # largest side of distance maps, in pixels
 EMPTY = 0.1  # share of tasks with nothing to find
-EXCHANGED = 0.25  # share of tasks in which the real masks change places
+EXCHANGED = 0.5  # share of tasks in which the real masks change places
 FROM_OBJECTS = 0.5  # share of the other tasks that start from the real objects
 
 

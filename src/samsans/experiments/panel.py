@@ -51,10 +51,10 @@ def draw_panel(
             axis.set_title(f"Dice {dice:.2f}", fontsize=10)
     for axis in axes.flat:
         axis.axis("off")
-    figure.tight_layout(pad=0.4)
+    figure.tight_layout(pad=0.6)
     path.parent.mkdir(parents=True, exist_ok=True)
     with io.atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+        figure.savefig(temporary, dpi=110, format="png", bbox_inches="tight", pad_inches=0.1)
     plt.close(figure)
     return path
 

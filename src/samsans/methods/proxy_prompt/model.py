@@ -319,13 +319,13 @@ class ProxyPrompt(nn.Module):
             for name, a, b in zip(("values", "context", "prompt"), *seen, strict=True)
         }
 
-    @staticmethod
-    def gauge_warning(gauges: Mapping[str, float], step: int, warmup: int) -> str | None:
-        """A sentence when the prompt still ignores the support mask after warm-up."""
-        if step <= warmup or gauges["rel_prompt"] >= 0.05:
+    def gauge_warning(self, gauges: Mapping[str, float], step: int, warmup: int) -> str | None:
+        """A sentence when what enters the decoder still ignores the support mask after warm-up."""
+        heard = gauges["rel_prompt"] if self.direct is None else max(gauges["rel_prompt"], gauges["rel_context"])
+        if step <= warmup or heard >= 0.05:
             return None
         return (
-            f"the prompt hardly depends on the support mask (relative change {gauges['rel_prompt']:.3f} "
+            f"the prompt hardly depends on the support mask (relative change {heard:.3f} "
             f"at step {step}): raise model.csm.mask_gain, lower model.csm.image_gain and fsup_gain, "
             "or use --preset scratch"
         )
