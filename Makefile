@@ -12,15 +12,20 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
 
 .PHONY: install demo test lint format bench docs freeze clean
 
-install: $(INSTALLED)
+install: $(TOOLS)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "samsans needs Python >= 3.11, %s is %s: make PYTHON=python3.12" % (sys.executable, sys.version.split()[0]))'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install -c constraints.txt -e .
+	@touch $@
+
+$(TOOLS): $(INSTALLED)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
 	@touch $@
 
@@ -30,24 +35,24 @@ demo: $(INSTALLED)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-lint: $(INSTALLED)
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(INSTALLED)
+format: $(TOOLS)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)
+bench: $(TOOLS)
 	$(BIN)/python benchmarks/sam_speed.py
 	$(BIN)/python benchmarks/selective_scan.py
 	$(BIN)/python benchmarks/proxy_prompt_speed.py
 
-docs: $(INSTALLED)
+docs: $(TOOLS)
 	$(BIN)/python docs/generate.py
 
-freeze: $(INSTALLED)
+freeze: $(TOOLS)
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/^(torch==[^+]+)\+.*/\1/' > constraints.txt
 
 clean:

@@ -315,7 +315,7 @@ def _experiment(argv: list[str]) -> int:
 def _demo(argv: list[str]) -> int:
     parser = _parser("demo")
     parser.add_argument("-o", "--out", type=str, default="demo", help="folder to write")
-    parser.add_argument("--minutes", type=float, default=2.0, help="training time")
+    parser.add_argument("--minutes", type=float, default=1.25, help="training time")
     args = _parse(parser, argv)
     from samsans.demo import demo
 

@@ -13,7 +13,7 @@ PATIENT = r"\w+-\d+"
 SHOWN = 4
 
 
-def demo(out: Path, *, minutes: float = 1.5, images: int = 40, size: int = 192) -> Path:
+def demo(out: Path, *, minutes: float = 1.25, images: int = 40, size: int = 192) -> Path:
     """Generate images, train, predict, evaluate, and draw one picture of the result.
 
     Args:
