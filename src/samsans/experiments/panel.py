@@ -32,7 +32,7 @@ def draw_panel(
     import matplotlib.pyplot as plt
 
     rows, columns = len(dataset.classes), len(targets) + 1
-    figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.35 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.5 * rows), squeeze=False, layout="constrained")
     for row, info in zip(axes, dataset.classes, strict=True):
         pairs = []
         for case in supports:
@@ -51,7 +51,6 @@ def draw_panel(
             axis.set_title(f"Dice {dice:.2f}", fontsize=10)
     for axis in axes.flat:
         axis.axis("off")
-    figure.tight_layout(pad=0.6)
     path.parent.mkdir(parents=True, exist_ok=True)
     with io.atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png", bbox_inches="tight", pad_inches=0.1)
