@@ -43,15 +43,12 @@ def test_map_is_the_negative_distance_and_its_columns_sum_to_one() -> None:  # c
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
 def test_streaming_equals_one_softmax(pairs: int, tokens: int, seed: int) -> None:  # check 6
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selective, "CHUNK", 1 + seed)  # pair by pair, or several at once
-        _streaming_equals_one_softmax(pairs, tokens, seed)
-
-
-def _streaming_equals_one_softmax(pairs: int, tokens: int, seed: int) -> None:
     query, keys, values = rand(2, 3, 4, seed=seed), rand(pairs, tokens, 4, seed=seed + 1), rand(pairs, tokens, 5)
     expected = naive_weights(query, keys) @ values.flatten(0, 1)
-    torch.testing.assert_close(selective_readout(query, keys, values), expected, atol=1e-12, rtol=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selective, "CHUNK", 1 + seed)  # pair by pair, or several at once
+        found = selective_readout(query, keys, values)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
 def test_augmented_attention_equals_the_map() -> None:  # check 6
