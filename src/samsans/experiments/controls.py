@@ -33,12 +33,16 @@ if TYPE_CHECKING:
 
 SUPPORTS = (1, 4, 8)
 SHOWN = 4
+RESAMPLES = 2000
 THRESHOLDS = tuple(np.arange(1, 20) / 20)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: mean Dice of an object under one arm, in [0, 1], with its 95 % bootstrap interval."""
+    """One line of the table: mean Dice of an object under one arm, in [0, 1], with its 95 % bootstrap interval.
+
+    less: how much less than with the most supports, image by image; its interval; p of Wilcoxon's signed-rank test.
+    """
 
     object: str
     arm: str
@@ -46,6 +50,10 @@ class Row:
     low: float
     high: float
     n: int
+    less: float = 0.0
+    less_low: float = 0.0
+    less_high: float = 0.0
+    p: float = 1.0
 
 
 def controls(
@@ -88,6 +96,7 @@ def controls(
     pool = SliceDataset(dataset, split.train, segmenter.preprocess, slice_axis=segmenter.config.data.slice_axis)
     arms = _arms(segmenter, pool, seed)
     rows: list[Row] = []
+    best: dict[str, np.ndarray] = {}  # per object, Dice of every image with the most supports
     for done, (info, arm, make) in enumerate(arms, start=1):
         shown = [case for case in test if np.isin(dataset.read_labels(case).array, info.values).any()]
         folder = out / "masks" / info.name / arm.replace(" ", "_")
@@ -99,7 +108,11 @@ def controls(
         found = evaluate(folder, shown, out / "reports" / info.name / arm.replace(" ", "_"), classes=[info], seed=seed)
         scores = found.classes[info.name]
         low, high = scores["ci"]["dice"] or (float("nan"), float("nan"))
-        rows.append(Row(info.name, arm, scores["dice"], low, high, scores["n"]))
+        dice = np.array([row["dice"] for row in sorted(found.cases, key=lambda row: row["id"])], float)
+        if arm.startswith("K="):
+            best[info.name] = dice
+        paired = () if arm.startswith("K=") else _paired(best[info.name] - dice, seed)
+        rows.append(Row(info.name, arm, scores["dice"], low, high, scores["n"], *paired))
         if on_progress is not None:
             on_progress(Progress(done, len(arms), f"{info.name}: {arm}"))
     io.write_json(out / "controls.json", {"rows": [_plain(row) for row in rows], "test": [case.id for case in test]})
@@ -182,13 +195,27 @@ def _write_mean_mask(pool: SliceDataset, dataset: Dataset, test: Sequence[Case],
         io.write_labels(path, np.broadcast_to(label, (depth, height, width)).copy(), like=volume)
 
 
+def _paired(difference: np.ndarray, seed: int) -> tuple[float, float, float, float]:
+    """Mean of paired differences ``(n,)``, its 95 % bootstrap interval, and p of Wilcoxon's signed-rank test."""
+    from scipy.stats import wilcoxon
+
+    draws = np.random.default_rng(seed).integers(len(difference), size=(RESAMPLES, len(difference)))
+    low, high = np.percentile(difference[draws].mean(1), [2.5, 97.5])
+    p = wilcoxon(difference).pvalue if difference.any() else 1.0
+    return float(difference.mean()), float(low), float(high), float(p)
+
+
 def _plain(row: Row) -> Mapping[str, Any]:
     return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in vars(row).items()}
 
 
 def _text(rows: Sequence[Row]) -> str:
-    lines = [f"{'object':14}{'supports':22}{'Dice':>7}   95 % interval"]
-    lines += [f"{r.object:14}{r.arm:22}{r.dice:7.3f}   {r.low:.3f} to {r.high:.3f}  (n={r.n})" for r in rows]
+    lines = [f"{'object':14}{'supports':22}{'Dice':>7}   {'95 % interval':22}paired difference to the most supports"]
+    for r in rows:
+        line = f"{r.object:14}{r.arm:22}{r.dice:7.3f}   {r.low:.3f} to {r.high:.3f}  n={r.n:<5}"
+        if not r.arm.startswith("K="):
+            line += f"-{r.less:.3f} ({r.less_low:.3f} to {r.less_high:.3f}, p={r.p:.1g})"
+        lines.append(line)
     return "\n".join(lines)
 
 
