@@ -214,7 +214,7 @@ def _text(rows: Sequence[Row]) -> str:
     for r in rows:
         line = f"{r.object:14}{r.arm:22}{r.dice:7.3f}   {r.low:.3f} to {r.high:.3f}  n={r.n:<5}"
         if not r.arm.startswith("K="):
-            line += f"-{r.less:.3f} ({r.less_low:.3f} to {r.less_high:.3f}, p={r.p:.1g})"
+            line += f"{-r.less:+.3f} ({-r.less_high:+.3f} to {-r.less_low:+.3f}, p={r.p:.1g})"
         lines.append(line)
     return "\n".join(lines)
 

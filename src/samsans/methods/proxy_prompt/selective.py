@@ -66,7 +66,10 @@ def partial_readout(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor 
     if hidden is not None:
         logits = logits.masked_fill(hidden[:, None], -torch.inf)
     maximum = logits.detach().amax(-1).clamp_min(_LOWEST)
-    weights = torch.exp(logits - maximum.unsqueeze(-1))
+    if logits.requires_grad:
+        weights = torch.exp(logits - maximum.unsqueeze(-1))
+    else:
+        weights = logits.sub_(maximum.unsqueeze(-1)).exp_()
     return Partial(maximum, weights.sum(-1), weights @ values.to(weights.dtype))
 
 
@@ -116,7 +119,7 @@ def selective_readout(
 
 def _hidden(keys: Tensor, exclude: Tensor | None, visible: Tensor | None) -> Tensor | None:
     """``(B or 1, K, A)`` bool, what must not be seen: each target's excluded pair, and padding."""
-    hidden = None if visible is None else ~visible[None]
+    hidden = None if visible is None or bool(visible.all()) else ~visible[None]
     if exclude is not None:
         own = exclude[:, None] == torch.arange(len(keys), device=keys.device)
         own = own[:, :, None].expand(-1, -1, keys.shape[1])
