@@ -35,13 +35,14 @@ PUBLIC = {
 }
 
 # Layer -> the layers it may import.  Everybody may import PLAIN and itself.
-PLAIN = {"types", "errors", "config", "zoo", "palette"}
+PLAIN = {"types", "errors", "config", "recipes", "zoo", "palette"}
 ARROWS: dict[str, set[str]] = {
     "types": {"io"},  # only to save a prediction
     "errors": set(),
     "palette": set(),
     "zoo": set(),
     "config": set(),
+    "recipes": set(),
     "io": set(),
     "ops": set(),
     "display": set(),

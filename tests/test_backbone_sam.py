@@ -109,9 +109,11 @@ def test_many_prompts_about_one_image():
     sam = tiny()
     features, sparse = random(1, 32, 4, 4), random(4, 3, 32, seed=2)
     with torch.no_grad():
-        once = sam.decode(Embedding(features), sam.no_mask_prompt(sparse, torch.zeros(4, dtype=torch.int64)))
+        once = sam.decode(Embedding(features), Prompt(sparse, sam.dense_default(), torch.zeros(4, dtype=torch.int64)))
         copies = Embedding(features.repeat(4, 1, 1, 1))
-        torch.testing.assert_close(once.logits, sam.decode(copies, sam.no_mask_prompt(sparse, torch.arange(4))).logits)
+        torch.testing.assert_close(
+            once.logits, sam.decode(copies, Prompt(sparse, sam.dense_default(), torch.arange(4))).logits
+        )
 
 
 def test_decoder_ignores_the_order_of_prompt_tokens():
@@ -119,8 +121,8 @@ def test_decoder_ignores_the_order_of_prompt_tokens():
     embedding, sparse = Embedding(random(1, 32, 4, 4)), random(1, 7, 32, seed=2)
     index = torch.zeros(1, dtype=torch.int64)
     with torch.no_grad():
-        one = sam.decode(embedding, sam.no_mask_prompt(sparse, index)).logits
-        other = sam.decode(embedding, sam.no_mask_prompt(sparse.flip(1), index)).logits
+        one = sam.decode(embedding, Prompt(sparse, sam.dense_default(), index)).logits
+        other = sam.decode(embedding, Prompt(sparse.flip(1), sam.dense_default(), index)).logits
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
@@ -128,13 +130,13 @@ def test_decode_has_gradients_and_says_what_is_wrong():
     sam = tiny()
     features, sparse = random(2, 32, 4, 4).requires_grad_(), random(3, 4, 32).requires_grad_()
     index = torch.tensor([0, 1, 1])
-    sam.decode(Embedding(features), sam.no_mask_prompt(sparse, index)).logits.sum().backward()
+    sam.decode(Embedding(features), Prompt(sparse, sam.dense_default(), index)).logits.sum().backward()
     assert features.grad is not None
     assert (features.grad.flatten(1).abs().sum(1) > 0).all()
     assert sparse.grad is not None
     assert (sparse.grad.flatten(1).abs().sum(1) > 0).all()
     with pytest.raises(InputError, match=r"\(P, tokens, 32\)"):
-        sam.decode(Embedding(features), sam.no_mask_prompt(sparse[..., :16], index))
+        sam.decode(Embedding(features), Prompt(sparse[..., :16], sam.dense_default(), index))
 
 
 @pytest.mark.parametrize("kind", ["points", "boxes", "points and boxes", "masks", "nothing"])

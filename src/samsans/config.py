@@ -19,6 +19,9 @@ import yaml
 
 from samsans import zoo
 from samsans.errors import InputError
+from samsans.recipes import RecipeConfig, locate
+
+SliceAxis = Literal["auto", "axial", "coronal", "sagittal", "0", "1", "2"]
 
 
 @dataclass
@@ -37,7 +40,8 @@ class DataConfig:
         spacing: Voxel size (z, y, x) in mm of files that state none.
         window: Intensities [low, high] shown to the model; null: 8-bit images as they are, others by percentiles 1-99.
         channels: Which channels the model sees: auto (grey repeated, RGB kept) or three channel numbers.
-        slice_axis: Axis along which volumes are cut into slices: auto (from spacing and orientation), 0, 1 or 2.
+        slice_axis: Axis along which volumes are cut into slices: auto (from spacing and orientation), a plane of the
+            patient (axial, coronal, sagittal) or an array axis (0, 1, 2).
         cache_gb: Memory for decoded training slices, in GiB.
     """
 
@@ -50,7 +54,7 @@ class DataConfig:
     spacing: list[float] | None = None
     window: list[float] | None = None
     channels: list[int] | Literal["auto"] = "auto"
-    slice_axis: Literal["auto", "0", "1", "2"] = "auto"
+    slice_axis: SliceAxis = "auto"
     cache_gb: float = 2.0
 
 
@@ -65,6 +69,9 @@ class SplitConfig:
         file: ``splits_final.json`` of nnU-Net or a ``split.json`` of an earlier run.
         fold: Which fold of ``file``.
         shots: Few-shot: how many training images to keep, at most one a patient.
+        protocol: Published split by name, e.g. synapse or synapse_fewshot; it decides training and test cases.
+        slices: Which slices of the training cases are learned from: all, or those with foreground.
+        slice_share: Few-shot by slices: this share of the training slices, drawn at random over all training patients.
     """
 
     val: float = 0.0
@@ -73,6 +80,9 @@ class SplitConfig:
     file: str | None = None
     fold: int = 0
     shots: int | None = None
+    protocol: str | None = None
+    slices: Literal["all", "foreground"] = "all"
+    slice_share: float | None = None
 
 
 @dataclass
@@ -86,6 +96,11 @@ class BackboneConfig:
         attention: fast (exact, fused) or naive (the library's own, the oracle).
         checkpointing: Recompute encoder blocks in the backward pass to save memory.
         train: lora (base frozen), all (from-scratch backbones), or none.
+        statistics: What grey levels become: sam (SAM's mean and deviation) or unit (0 to 1, as in SAMed and H-SAM).
+        resampling: linear (antialiased; logits brought back bilinearly) or spline (images by cubic splines, labels and
+            results by nearest neighbours with aligned corners, as SAMed and H-SAM do).
+        via: Side in pixels that slices are brought to before S, so that S shows no more detail than this (SAMed).
+        via_predict: The same, when predicting only (H-SAM's test code); null: as ``via``.
     """
 
     name: str = "sam-vit-h"
@@ -94,6 +109,10 @@ class BackboneConfig:
     attention: Literal["fast", "naive"] = "fast"
     checkpointing: bool = False
     train: Literal["lora", "all", "none"] = "lora"
+    statistics: Literal["sam", "unit"] = "sam"
+    resampling: Literal["linear", "spline"] = "linear"
+    via: int | None = None
+    via_predict: int | None = None
 
 
 @dataclass
@@ -146,6 +165,8 @@ class AugmentConfig:
         scale: Largest relative change of size.
         shift: Largest shift, share of the side.
         intensity: Largest relative change of brightness and contrast.
+        policy: affine (the five above), or the published recipe of hsam, samed or autosam, which ignores them.
+        elastic_labels: hsam: nearest, or truncated (bilinear, then cut to whole numbers, as the released code does).
     """
 
     flip: float = 0.0
@@ -153,6 +174,8 @@ class AugmentConfig:
     scale: float = 0.0
     shift: float = 0.0
     intensity: float = 0.0
+    policy: Literal["affine", "hsam", "samed", "autosam"] = "affine"
+    elastic_labels: Literal["nearest", "truncated"] = "nearest"
 
 
 @dataclass
@@ -162,14 +185,17 @@ class TrainConfig:
     Args:
         steps: Optimiser steps; with ``epochs`` or ``minutes`` set, those decide.
         epochs: Passes over the training images.
+        stop_epoch: Stop after this many of them, while the schedule follows ``epochs`` (SAMed: 160 of 200).
         minutes: Wall-clock budget; schedules follow the share of it that is used.
         batch_size: Images a step, for methods without episodes.
-        optimizer: sgd or adamw.
+        foreground: Least share of such a batch that shows an object; other slices are replaced by ones that do.
+        optimizer: sgd, adam or adamw.
         lr: Learning rate.
         momentum: Of sgd.
-        betas: Of adamw.
+        betas: Of adam and adamw.
         weight_decay: Not applied to parameters marked as exempt.
-        schedule: Learning rate after warm-up: constant, cosine (to zero) or poly (0.9).
+        schedule: Learning rate after warm-up: constant, cosine (to zero), poly (power 0.9, to zero) or samed (power
+            0.9, begun after warm-up but as long as the run, so that it ends above zero, as in SAMed and H-SAM).
         warmup: Steps of linear warm-up.
         clip: Largest gradient norm; 0 never clips.
         precision: fp32, or bf16 autocast.
@@ -186,14 +212,16 @@ class TrainConfig:
 
     steps: int = 4000
     epochs: int | None = None
+    stop_epoch: int | None = None
     minutes: float | None = None
     batch_size: int = 8
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    foreground: float = 1 / 3
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 5e-4
-    schedule: Literal["constant", "cosine", "poly"] = "constant"
+    schedule: Literal["constant", "cosine", "poly", "samed"] = "constant"
     warmup: int = 100
     clip: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -222,6 +250,7 @@ class RunConfig:
     episodes: EpisodeConfig = field(default_factory=EpisodeConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
     model: Any = None
 
 
@@ -261,7 +290,7 @@ def choose_preset(method: str, preset: str | None, backbone: str | None) -> str:
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``; dictionaries of class names stay whole."""
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``; dictionaries of class names and lists stay whole."""
     out: dict[str, Any] = {}
     for key, value in nested.items():
         name = f"{prefix}{key}"
@@ -339,11 +368,10 @@ def load(path: str | Path) -> RunConfig:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds."""
+    """The mapping that a YAML file holds; a recipe may be given by its name alone."""
+    path = locate(path)
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"no configuration at {path}", "a YAML file") from error
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):

@@ -159,10 +159,12 @@ class Needs:
 
     supports: it learns in episodes and segments with support pairs of other patients.
     labels_at_predict: it reads the target's own mask (prompted baselines only).
+    exclusive: every pixel has one class; masks do not overlap, and the highest logit (background: 0) decides.
     """
 
     supports: bool = False
     labels_at_predict: bool = False
+    exclusive: bool = False
 
 
 @dataclass(frozen=True)

@@ -157,9 +157,16 @@ class Sam(nn.Module):
         vector = self.model.prompt_encoder.no_mask_embed.weight
         return vector.reshape(1, -1, 1, 1).expand(1, -1, self.grid, self.grid)
 
-    def no_mask_prompt(self, sparse: Tensor, image_index: Tensor) -> Prompt:
-        """Prompts of given tokens ``(P, tokens, C)`` about images ``(P,)``, with the default dense part."""
-        return Prompt(sparse, self.dense_default(), image_index)
+    def take_decoder(self) -> tuple[Any, Tensor]:
+        """Hand over the mask decoder and a copy of the "no mask" vector ``(C,)``; from then on only ``encode`` works.
+
+        For methods that give the decoder class tokens of their own.  Prompt encoder and IoU head are dropped.
+        """
+        _ = self.base_hash  # of the whole network
+        decoder = self.model.mask_decoder
+        vector = self.model.prompt_encoder.no_mask_embed.weight.detach()[0].clone()
+        del self.model.mask_decoder, self.model.prompt_encoder
+        return decoder, vector
 
     def embed_prompts(
         self,

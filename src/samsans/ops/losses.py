@@ -34,3 +34,26 @@ def dice_loss(logits: Tensor, target: Tensor, eps: float = 1.0) -> Tensor:
     p, g = logits.sigmoid(), target.to(torch.float32)
     overlap = (p * g).sum((-2, -1))
     return 1 - (2 * overlap + eps) / (p.sum((-2, -1)) + g.sum((-2, -1)) + eps)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over batch and pixels of ``-log softmax(logits)[label]``, background included, unweighted.
+
+    logits: ``(B, K, h, w)`` float of any precision.  labels: ``(B, h, w)`` int64.  Returns a float32 scalar.
+    """
+    return functional.cross_entropy(logits.to(torch.float32), labels)
+
+
+def softmax_dice_loss(logits: Tensor, labels: Tensor, eps: float = 1e-5) -> Tensor:
+    """``(1/K) sum_k [1 - (2 sum(p_k y_k) + eps) / (sum(p_k^2) + sum(y_k^2) + eps)]`` with ``p = softmax(logits)``.
+
+    Sums run over batch and pixels, background included: the Dice loss of TransUNet, SAMed and H-SAM.
+
+    logits: ``(B, K, h, w)`` float of any precision.  labels: ``(B, h, w)`` int64.  Returns a float32 scalar.
+    """
+    p = logits.to(torch.float32).softmax(1)
+    classes = p.shape[1]
+    chosen = p.gather(1, labels[:, None])[:, 0].flatten()
+    overlap = p.new_zeros(classes).index_add_(0, labels.flatten(), chosen)
+    truth = torch.bincount(labels.flatten(), minlength=classes).to(p.dtype)
+    return (1 - (2 * overlap + eps) / (p.square().sum((0, 2, 3)) + truth + eps)).mean()

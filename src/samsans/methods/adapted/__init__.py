@@ -1,0 +1,1 @@
+"""Prompt-free baselines that adapt SAM: SAMed and AutoSAM."""
