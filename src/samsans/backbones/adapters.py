@@ -112,15 +112,21 @@ def merge_lora(sam: Sam) -> Sam:
     Same outputs up to rounding.  The adapters are gone afterwards, and ``base_hash`` remains that of the base.
     """
     _ = sam.base_hash
-    for name, module in list(sam.model.named_modules()):
-        if isinstance(module, LoraLayer):
-            module.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(sam.model.get_submodule(parent), child, module.get_base_layer())
+    merge_adapters(sam.model)
     for layer in sam.model.vision_encoder.layers:
         if isinstance(layer.attn.qkv, SplitQkv):
             layer.attn.qkv = layer.attn.qkv.fuse()
     return sam
+
+
+@torch.no_grad()
+def merge_adapters(network: Any) -> None:
+    """Replace every adapted layer inside a module by its base layer with the adapter added; same up to rounding."""
+    for name, module in list(network.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, module.get_base_layer())
 
 
 def adapter_state(sam: Sam) -> dict[str, Tensor]:
