@@ -167,8 +167,22 @@ def fetch(name: str, hub_id: str) -> Path:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file under ``transformers``' names, in float32.  Nothing in the file is executed."""
+    """Tensors of a SAM file under ``transformers``' names, in float32.  Nothing in the file is executed."""
     check_digest(path)
+    state = read_tensors(path, "the state_dict of a SAM")
+    if any(key.startswith("image_encoder.") for key in state):
+        state = {rename(key): value for key, value in state.items()}
+    twin = state.pop(FOURIER_TWIN, None)
+    if twin is not None:
+        state.setdefault(FOURIER, twin)
+    return state
+
+
+def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
+    """Tensors of a ``.safetensors`` or ``.pth`` file under their own names, in float32; no code in it is executed.
+
+    ``what``: what the file is meant to hold, for the error.
+    """
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
@@ -185,14 +199,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(f"{path} does not hold a dictionary of tensors", "the state_dict of a SAM")
-    state = {key.removeprefix("module."): value.float() for key, value in content.items()}
-    if any(key.startswith("image_encoder.") for key in state):
-        state = {rename(key): value for key, value in state.items()}
-    twin = state.pop(FOURIER_TWIN, None)
-    if twin is not None:
-        state.setdefault(FOURIER, twin)
-    return state
+        raise InputError(f"{path} does not hold a dictionary of tensors", what)
+    return {key.removeprefix("module."): value.float() for key, value in content.items()}
 
 
 def check_digest(path: Path) -> None:
