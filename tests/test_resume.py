@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dummy_training import DummyMethod, log_rows, make_data, train
+from dummy_training import DummyMethod, WatchingMethod, log_rows, make_data, train
 from samsans.errors import InputError
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
@@ -24,13 +24,27 @@ def same_weights(a: Path, b: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_growing_a_run_equals_one_run(tmp_path: Path, optimizer: str) -> None:
     options = {"optimizer": optimizer, "lr": 0.01, "validate_every": 4}
     train(tmp_path / "whole", **options, steps=20)
     train(tmp_path / "parts", **options, steps=12)
     torch.manual_seed(99)  # what happened in between must not matter
     train(tmp_path / "parts", **options, steps=20, resume=True)
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert log_rows(tmp_path / "whole") == log_rows(tmp_path / "parts")
+
+
+def test_hooks_of_a_resumed_run_equal_those_of_one_run(tmp_path: Path) -> None:
+    options = {"epochs": 6, "schedule": "samed", "validate_every": 4}
+    whole, first, second = WatchingMethod(), WatchingMethod(), WatchingMethod()
+    train(tmp_path / "whole", method=whole, **options)
+    train(tmp_path / "parts", method=first, **options, stop_epoch=4)
+    train(tmp_path / "parts", method=second, **options, resume=True)
+    assert (whole.observed, first.observed, second.observed) == (1, 1, 0)
+    assert second.pixels.tolist() == [900, 80, 20]
+    assert whole.told == [(step / 3, step / 18) for step in range(18)]
+    assert first.told + second.told == whole.told
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
     assert log_rows(tmp_path / "whole") == log_rows(tmp_path / "parts")
 

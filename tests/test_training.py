@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from dummy_training import DummyMethod, DummySlices, DummySource, log_rows, make_config, make_data, train
+from dummy_training import (
+    DummyMethod,
+    DummySlices,
+    DummySource,
+    WatchingMethod,
+    log_rows,
+    make_config,
+    make_data,
+    train,
+)
 from samsans import config as configuration
 from samsans import methods
 from samsans.config import RunConfig
@@ -24,8 +33,9 @@ from samsans.training import TrainingError, TrainingStopped
 from samsans.training import train as run_training
 from samsans.training.data import loader
 from samsans.training.log import CsvLog, read
+from samsans.training.run import check_folder
 from samsans.training.schedule import Duration, Position, build_optimizer, learning_rate
-from samsans.training.validation import dice, support_indices
+from samsans.training.validation import dice, found, support_indices
 from samsans.types import Batch, Progress, Stage
 
 
@@ -275,6 +285,61 @@ def test_learning_rate(schedule: str, half: float) -> None:
         assert learning_rate(config, Position(step=100), 1.0) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("total", "wanted"),
+    [
+        (4200, {0: 0.004, 1: 0.004, 249: 0.996, 250: 1.0, 251: 1.0, 2100: 0.5932, 4199: 0.07949}),
+        (2100, {1050: 0.64991, 2099: 0.14834}),
+    ],
+)
+def test_samed_schedule_to_the_published_digits(total: int, wanted: dict[int, float]) -> None:
+    config = make_config(lr=1.0, warmup=250, schedule="samed", steps=total).train
+    steps = Duration.of(config, (Stage("all", ()),), 7)
+    clock = Duration.of(dataclasses.replace(config, minutes=1.0), (Stage("all", ()),), 7)
+    for step, rate in wanted.items():
+        found = learning_rate(config, Position(step=step), steps.used(Position(step=step)))
+        assert found == pytest.approx(rate, abs=0.5 * 10 ** -len(str(rate).partition(".")[2]))
+        at = Position(step=step, seconds=60 * step / total)  # steps of equal length: the clock gives the same
+        assert learning_rate(config, at, clock.used(at)) == pytest.approx(found, rel=1e-9)
+    cold = dataclasses.replace(config, warmup=0)
+    assert [learning_rate(cold, Position(step=s), s / total) for s in (0, 1)] == [1.0, 1.0]
+    assert learning_rate(cold, Position(step=2), 2 / total) == pytest.approx((1 - 1 / total) ** 0.9)
+
+
+def test_stopping_at_an_epoch_leaves_the_schedule_alone(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"epochs": 5, "schedule": "samed", "lr": 0.05}
+    train(tmp_path / "whole", **options)
+    told: list[Progress] = []
+    train(tmp_path / "stopped", **options, stop_epoch=2, on_progress=told.append)
+    whole, stopped = read(tmp_path / "whole" / "log.csv"), read(tmp_path / "stopped" / "log.csv")
+    assert (len(whole), len(stopped)) == (15, 6)
+    assert [row["lr"] for row in stopped] == [row["lr"] for row in whole[:6]]
+    assert {p.total for p in told} == {6}
+    note = json.loads((tmp_path / "stopped" / "train.json").read_text())
+    assert note["finished"]
+    assert stopped[-1]["val/dice"]
+    for bad in ({"epochs": None, "steps": 9}, {"minutes": 1.0}, {"stop_epoch": 6}, {"stop_epoch": 0}):
+        config = make_config(**options | {"stop_epoch": 2} | bad).train
+        with pytest.raises(InputError, match=r"train\.stop_epoch"):
+            Duration.of(config, (Stage("all", ()),), 3)
+
+
+def test_a_stop_in_an_earlier_stage(tmp_path: Path) -> None:
+    train(tmp_path, method=DummyMethod(stages=2), epochs=4, stop_epoch=2)
+    assert [row["stage"] for row in read(tmp_path / "log.csv")] == ["head"] * 6
+    train(tmp_path, method=DummyMethod(stages=2), epochs=4, stop_epoch=3, resume=True)
+    assert [row["stage"] for row in read(tmp_path / "log.csv")] == ["head"] * 6 + ["body"] * 3
+
+
+def test_recipes_are_documentation(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    config = make_config()
+    (run / "config.yaml").write_text(configuration.dump(config))
+    renamed = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, name="synapse", tolerance=0.1))
+    check_folder(renamed, run, resume=True)
+
+
 def test_optimizer_groups() -> None:
     method = DummyMethod()
     config = make_config(weight_decay=0.1, optimizer="adamw").train
@@ -284,6 +349,8 @@ def test_optimizer_groups() -> None:
     assert (found["last.weight"]["weight_decay"], found["last.weight"]["lr_scale"]) == (0.1, 2.0)
     assert (found["last.bias"]["weight_decay"], found["last.bias"]["lr_scale"]) == (0.0, 2.0)
     assert (found["first.weight"]["weight_decay"], found["first.weight"]["lr_scale"]) == (0.0, 1.0)
+    adam = build_optimizer(dataclasses.replace(config, optimizer="adam"), method.stages(make_config())[0])
+    assert type(adam) is torch.optim.Adam
     with pytest.raises(InputError, match="trains no parameter"):
         build_optimizer(config, Stage("empty", ()))
 
@@ -298,6 +365,30 @@ def test_dice_by_hand_leaves_padding_out() -> None:
     scores = dice(logits, batch)[0].tolist()
     assert scores[:2] == [pytest.approx(2 * 4 / (6 + 4)), 0.0]
     assert math.isnan(scores[2])
+
+
+def test_exclusive_objects_share_no_pixel() -> None:
+    logits = torch.tensor([[1.0, 2.0, -1.0, 3.0], [2.0, 1.0, -2.0, 3.0]]).view(1, 2, 1, 4).expand(1, 2, 4, 4)
+    batch = Batch(torch.zeros(1, 3, 4, 4), torch.ones(1, 2, 4, 4, dtype=torch.bool), ("a",), ("x", "y"))
+    assert found(logits, batch, exclusive=True)[0, :, 0].int().tolist() == [[0, 1, 0, 1], [1, 0, 0, 0]]
+    assert found(logits, batch)[0, :, 0].int().tolist() == [[1, 1, 0, 1], [1, 1, 0, 1]]
+    assert dice(logits, batch, exclusive=True)[0].tolist() == [pytest.approx(2 * 8 / 24), pytest.approx(2 * 4 / 20)]
+
+
+def test_validation_of_exclusive_methods_asks_for_winners(tmp_path: Path) -> None:
+    for exclusive, score in ((False, 1.0), (True, 0.0)):
+        method = WatchingMethod(exclusive)
+
+        def predict(batch: Batch, support: Any = None) -> torch.Tensor:
+            assert batch.masks is not None
+            logits = batch.masks.float() - 0.5
+            logits[:, 1] = 2 * logits.amax(1)  # where the disc is, the square is more likely
+            return logits
+
+        method.predict = predict
+        train(tmp_path / str(exclusive), method=method, steps=2, pictures_every=2)
+        row = read(tmp_path / str(exclusive) / "log.csv")[-1]
+        assert float(row["val/dice/disc"]) == score
 
 
 def test_supports_show_objects_and_are_fixed_by_the_seed() -> None:

@@ -58,6 +58,8 @@ class StageModule(pl.LightningModule):
         lr = learning_rate(self.session.config.train, at, duration.used(at))
         set_learning_rate(self.optimizers(use_pl_optimizer=False), lr)  # type: ignore[arg-type]
         self.session.row = {"step": at.step + 1, "stage": self.stage.name, "lr": lr}
+        if hasattr(self.method, "schedule"):
+            self.method.schedule(at.step / duration.epoch, duration.share(at))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         seed_step(self.session.config.seed, self.session.position.step, self.global_rank)

@@ -39,14 +39,14 @@ def draw_loss(log: Path, path: Path) -> None:
     _save(figure, path)
 
 
-def draw_sample(batch: Batch, logits: Tensor, support: Batch | None, path: Path) -> None:
+def draw_sample(batch: Batch, logits: Tensor, support: Batch | None, path: Path, exclusive: bool = False) -> None:
     """One image, its truth, the prediction and, where there are supports, one of them.
 
-    batch, support: one image each, with masks.  logits: ``(1, N, S, S)``.
+    batch, support: one image each, with masks.  logits: ``(1, N, S, S)``.  exclusive: see ``Needs``.
     """
     assert batch.masks is not None
-    image, scores = to_picture(batch.images[0]), dice(logits, batch)[0]
-    mean, predicted = float(scores.nanmean()), to_labels(found(logits, batch)[0])
+    image, scores = to_picture(batch.images[0]), dice(logits, batch, exclusive)[0]
+    mean, predicted = float(scores.nanmean()), to_labels(found(logits, batch, exclusive)[0])
     panels: list[tuple[str, Any]] = [
         (batch.ids[0], image),
         ("truth", overlay(image, to_labels(batch.masks[0]))),

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import samsans
 from samsans import config as configuration
 from samsans import methods
@@ -30,7 +32,7 @@ from samsans.types import Progress
 
 FOREVER = 2**31  # steps a run by the clock could take at most
 MAY_CHANGE = (
-    *("train.steps", "train.epochs", "train.minutes", "train.patience"),
+    *("train.steps", "train.epochs", "train.stop_epoch", "train.minutes", "train.patience"),
     *("train.validate_every", "train.save_every", "train.save_minutes", "train.pictures_every"),
     *("train.workers", "train.accelerator", "data.path", "data.cache_gb"),
 )
@@ -53,7 +55,7 @@ def train(
         config: What to do.
         out: The run folder: new, empty, or with ``resume`` one that was trained with the same configuration.
         resume: Go on where an interrupted run was saved.  Its length may grow (``train.steps``, ``epochs``,
-            ``minutes``); with a cosine or poly schedule the learning rate then follows the new length.
+            ``stop_epoch``, ``minutes``); schedules then follow the new length.
         on_progress: Called at every step and with every message, instead of a bar in the terminal.
 
     Returns:
@@ -105,6 +107,8 @@ def fit(config: RunConfig, method: Any, data: TrainingData, run: Path, display: 
             session.position, session.optimizer_state = checkpoint.position, checkpoint.optimizer
             weights.load_state(method, checkpoint.weights, stored, str(run / "resume.ckpt"))
             display.say(f"Going on after step {session.position.step}")
+        elif hasattr(method, "observe"):  # what it makes of this is in every checkpoint
+            method.observe(torch.from_numpy(data.train.class_pixels))
         if first_process():
             write_text(run / "config.yaml", configuration.dump(config))
             session.log = CsvLog(run / "log.csv", session.position.step)
@@ -134,7 +138,8 @@ def _train_stage(session: Session, signals: StopSignals) -> None:
     from samsans.training.supervisor import Supervisor
 
     config, at = session.config.train, session.position
-    end = int(session.duration.ends[at.stage]) if session.duration.unit == "steps" else FOREVER
+    duration = session.duration
+    end = int(min(duration.ends[at.stage], duration.stop)) if duration.unit == "steps" else FOREVER
     if end <= at.step:  # a share too small for a single step
         at.stage += 1
         return
@@ -182,7 +187,8 @@ def check_folder(config: RunConfig, run: Path, resume: bool) -> None:
     if written.is_file():
         now = configuration.flatten(configuration.to_dict(config))
         then = configuration.flatten(configuration.to_dict(configuration.load(written)))
-        differing = [key for key in now if key not in MAY_CHANGE and now[key] != then.get(key)]
+        fixed = [key for key in now if key not in MAY_CHANGE and not key.startswith("recipe.")]
+        differing = [key for key in fixed if now[key] != then.get(key)]
         if differing:
             shown = ", ".join(f"{key} was {then.get(key)!r} and is {now[key]!r}" for key in differing[:5])
             raise InputError(f"{run} was trained with other options: {shown}", todo="Resume with the options it had")
@@ -191,7 +197,6 @@ def check_folder(config: RunConfig, run: Path, resume: bool) -> None:
 def _conclude(session: Session, trained: tuple[str, ...]) -> None:
     """Write ``train.json``."""
     import lightning
-    import torch
 
     at = session.position
     cuda = session.device.startswith("cuda")

@@ -38,14 +38,24 @@ class Position:
 
 @dataclass(frozen=True)
 class Duration:
-    """A run's length in ``steps`` or wall-clock ``seconds``; ``ends`` are the cumulative ends of its stages."""
+    """A run's length in ``steps`` or wall-clock ``seconds``; ``ends`` are the cumulative ends of its stages.
+
+    stop: where the run ends; before ``total`` only with ``train.stop_epoch``: schedules then follow ``total``.
+    epoch: steps that pass once over the training slices.
+    """
 
     unit: str
     ends: tuple[float, ...]
+    stop: float
+    epoch: int
 
     @classmethod
     def of(cls, config: TrainConfig, stages: Sequence[Stage], steps_per_epoch: int) -> Duration:
-        """The length that ``minutes``, else ``epochs``, else ``steps`` asks for, split by the stages' shares."""
+        """The length that ``minutes``, else ``epochs``, else ``steps`` asks for, split by the stages' shares.
+
+        Raises:
+            InputError: no step, no stage, or a ``stop_epoch`` that is none of the run's epochs.
+        """
         if config.minutes is not None:
             unit, total = "seconds", 60 * config.minutes
         else:
@@ -57,16 +67,35 @@ class Duration:
         if not shares or min(shares) < 0 or sum(shares) <= 0:
             raise InputError(f"stages with shares {shares}", "at least one stage and positive shares")
         ends = [total * sum(shares[: i + 1]) / sum(shares) for i in range(len(shares))]
-        return cls(unit, tuple(ends) if unit == "seconds" else tuple(float(round(end)) for end in ends))
+        if unit == "steps":
+            ends = [float(round(end)) for end in ends]
+        stop = ends[-1]
+        if config.stop_epoch is not None:
+            if config.minutes is not None or config.epochs is None or not 1 <= config.stop_epoch <= config.epochs:
+                raise InputError(
+                    f"train.stop_epoch is {config.stop_epoch}, in a training of {total:g} {unit}",
+                    "one of the epochs 1 to train.epochs, and no train.minutes",
+                    "Set train.epochs, or train.stop_epoch to null",
+                )
+            stop = float(config.stop_epoch * steps_per_epoch)
+        return cls(unit, tuple(ends), stop, steps_per_epoch)
 
     @property
     def total(self) -> float:
-        """Length of the run in its unit."""
+        """Length of the run in its unit, as schedules see it."""
         return self.ends[-1]
 
     def done(self, at: Position) -> float:
         """Steps or seconds done."""
         return at.step if self.unit == "steps" else at.seconds
+
+    def finished(self, at: Position) -> bool:
+        """Whether the run has reached its end."""
+        return self.done(at) >= self.stop
+
+    def share(self, at: Position) -> float:
+        """Used share of the whole run, in [0, 1]."""
+        return min(max(self.done(at) / self.total, 0.0), 1.0)
 
     def used(self, at: Position) -> float:
         """Used share of the present stage, in [0, 1]."""
@@ -78,11 +107,22 @@ class Duration:
 def learning_rate(config: TrainConfig, at: Position, used: float) -> float:
     """Learning rate of the next step: a linear warm-up over the stage's first steps, times the schedule.
 
-    ``used`` is the used share of the stage; cosine and poly (power 0.9) reach zero at its end.
+    ``used`` is the used share of the stage; cosine and poly (power 0.9) reach zero at its end.  ``samed``: with ``s``
+    steps done, ``W`` of warm-up and ``T`` of the whole stage, ``s / W`` (the first step as the second), then
+    ``(1 - (s - 1 - W) / T) ** 0.9``, which ends above zero (section 13 of the specification; ``s / T`` is ``used``,
+    so that it also follows the clock).
     """
+    if config.schedule == "samed":
+        return config.lr * _samed(at.step - at.stage_step, config.warmup, used)
     warm = min(1.0, (at.step - at.stage_step + 1) / config.warmup) if config.warmup > 0 else 1.0
     decay = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * used)), "poly": (1 - used) ** 0.9}
     return config.lr * warm * decay[config.schedule]
+
+
+def _samed(step: int, warmup: int, used: float) -> float:
+    if step <= warmup:
+        return max(step, 1) / max(warmup, 1)
+    return (1 - used * (step - 1 - warmup) / step) ** 0.9
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -92,9 +132,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def build_optimizer(config: TrainConfig, stage: Stage) -> torch.optim.Optimizer:
-    """sgd or adamw over a stage's groups; parameters marked ``_no_weight_decay`` are exempt from decay.
+    """sgd, adam or adamw over a stage's groups; parameters marked ``_no_weight_decay`` are exempt from decay.
 
-    On a GPU, AdamW runs fused (the same update in one kernel).
+    On a GPU, Adam and AdamW run fused (the same update in one kernel).
     """
     groups: list[dict[str, Any]] = []
     for group in stage.groups:
@@ -112,4 +152,5 @@ def build_optimizer(config: TrainConfig, stage: Stage) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     fused = all(p.is_cuda for group in groups for p in group["params"])
     beta1, beta2 = config.betas
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), fused=fused or None)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=config.lr, betas=(beta1, beta2), fused=fused or None)

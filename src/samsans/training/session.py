@@ -71,8 +71,8 @@ class Session:
 
     @property
     def finished(self) -> bool:
-        """Whether the last stage has reached its end."""
-        return self.duration.done(self.position) >= self.duration.total
+        """Whether the run has reached its end."""
+        return self.duration.finished(self.position)
 
     def save(self, optimizer: torch.optim.Optimizer | None) -> None:
         """Write ``model/last.safetensors`` and ``resume.ckpt``."""

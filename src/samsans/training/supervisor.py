@@ -52,8 +52,8 @@ class Supervisor(pl.Callback):
         at.seconds, stop = self._agree(trainer, (self.former + now - self.began, self.signals.received))
         session.row |= {"seconds": at.seconds}
 
-        stage_done = session.duration.used(at) >= 1
-        last = stage_done and at.stage == len(session.stages) - 1
+        last, stage_done = session.finished, session.duration.used(at) >= 1
+        moves_on = stage_done and at.stage < len(session.stages) - 1
         if last or (not stop and _due(at.step, config.validate_every)):
             stop = self._agree(trainer, self._validate(trainer))
         look = session.writes and config.pictures_every > 0 and (last or _due(at.step, config.pictures_every))
@@ -62,16 +62,14 @@ class Supervisor(pl.Callback):
         self._write(trainer)
         if look:
             self._draw(trainer)
-        if stop:
-            session.stop = stop
-        elif stage_done and not last:
+        session.stop = stop
+        if moves_on:
             at.stage, at.stage_step, at.stage_seconds = at.stage + 1, at.step, at.seconds
-            session.save(None)
-        if stop or last or (not stage_done and self._save_due()):
-            session.save(trainer.optimizers[0])
+        if stop or last or moves_on or self._save_due():
+            session.save(None if moves_on else trainer.optimizers[0])
             self.saved_at = time.monotonic()
             self._report()
-        trainer.should_stop = bool(stop) or stage_done
+        trainer.should_stop = bool(stop) or last or stage_done
         self.mark = time.monotonic()
 
     def _agree(self, trainer: pl.Trainer, value: Any) -> Any:
@@ -129,7 +127,11 @@ class Supervisor(pl.Callback):
             logits = self.method.predict(session.sample.to(self.device), self._bank())
         folder = session.run / "pictures"
         pictures.draw_sample(
-            session.sample, logits.cpu(), session.supports, folder / f"samples_{session.position.step:06d}.png"
+            session.sample,
+            logits.cpu(),
+            session.supports,
+            folder / f"samples_{session.position.step:06d}.png",
+            self.method.needs.exclusive,
         )
         pictures.draw_loss(session.run / "log.csv", folder / "loss.png")
 
@@ -144,7 +146,7 @@ class Supervisor(pl.Callback):
             numbers = {name: value for name, value in session.row.items() if isinstance(value, float)}
             if trainer.logger is not None:
                 trainer.logger.log_metrics(numbers, at.step)
-        done, total = session.duration.done(at), session.duration.total
+        done, total = session.duration.done(at), session.duration.stop
         message = f"loss {session.row['loss']:.4f}"
         session.display.step(Progress(int(min(done, total)), int(total), f"step {at.step}", message))
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from samsans.data.transforms import inside
+from samsans.ops.labels import winners
 from samsans.training.data import Slices
 from samsans.types import Batch
 
@@ -23,20 +24,23 @@ def support_indices(slices: Slices, count: int, seed: int) -> list[int]:
     return [int(i) for i in order[:count] if shown[i] > 0]
 
 
-def dice(logits: Tensor, batch: Batch) -> Tensor:
-    """Dice ``(B, N)`` of ``logits > 0`` in every slice, float32; NaN where an object is neither there nor predicted.
+def dice(logits: Tensor, batch: Batch, exclusive: bool = False) -> Tensor:
+    """Dice ``(B, N)`` of what is ``found`` in every slice, float32; NaN where an object is neither there nor predicted.
 
     Padding is left out.  Slices are scored one by one: a guide while training, not the volume Dice of ``evaluate``.
     """
     assert batch.masks is not None
-    pixels = found(logits, batch)
+    pixels = found(logits, batch, exclusive)
     overlap = (pixels & batch.masks).sum((2, 3)).float()
     return 2 * overlap / (pixels.sum((2, 3)) + batch.masks.sum((2, 3)))
 
 
-def found(logits: Tensor, batch: Batch) -> Tensor:
-    """``(B, N, S, S)`` bool: the pixels of each object, none of them in padding."""
-    pixels = logits > 0
+def found(logits: Tensor, batch: Batch, exclusive: bool = False) -> Tensor:
+    """``(B, N, S, S)`` bool: the pixels of each object, none of them in padding.
+
+    Those of a logit above 0; where objects are ``exclusive``, each pixel's highest logit above 0.
+    """
+    pixels = winners(logits) if exclusive else logits > 0
     return pixels if batch.valid is None else pixels & inside(batch.valid, logits.shape[-1])[:, None]
 
 
@@ -47,12 +51,12 @@ def validate(
 
     An object that is in no slice and never predicted has no score and no entry.
     """
-    rows, anything = [], False
+    rows, anything, exclusive = [], False, method.needs.exclusive
     for start in range(0, len(slices), batch_size):
         batch = slices.batch(range(start, min(start + batch_size, len(slices)))).to(device)
         logits = method.predict(batch, bank)
-        anything = anything or bool(found(logits, batch).any())
-        rows.append(dice(logits, batch).cpu())
+        anything = anything or bool(found(logits, batch, exclusive).any())
+        rows.append(dice(logits, batch, exclusive).cpu())
     means = torch.cat(rows).nanmean(0).tolist()
     scores = {f"val/dice/{name}": mean for name, mean in zip(objects, means, strict=True) if not math.isnan(mean)}
     if scores:
