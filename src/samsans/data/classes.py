@@ -79,6 +79,37 @@ def inner_objects(classes: Sequence[ClassInfo]) -> np.ndarray:
     return np.array(inner, bool).reshape(len(sets), len(sets))
 
 
+def disjoint_classes(classes: Sequence[ClassInfo]) -> tuple[ClassInfo, ...]:
+    """The same objects without the values of objects that lie inside them: every value belongs to at most one.
+
+    A disc of the values 1 and 2 around a cup of 2 keeps 1, the rim.  For methods that give every pixel one class.
+    Raises InputError where two objects share values without one containing the other, or one has none of its own.
+    """
+    out = []
+    for outside in classes:
+        values = set(outside.values)
+        own = set(values)
+        for other in classes:
+            shared = values & set(other.values)
+            if other is outside or not shared or values < set(other.values):
+                continue
+            if shared != set(other.values) or shared == values:
+                raise InputError(
+                    f"the objects {outside.name} and {other.name} share mask values without one containing the other",
+                    "objects that are apart, or one inside the other: H-SAM and others give every pixel one class",
+                    "Give every value to one object in data.classes, or take a method whose objects may overlap",
+                )
+            own -= shared
+        if not own:
+            raise InputError(
+                f"all mask values of the object {outside.name} belong to objects inside it",
+                "a value of its own: H-SAM and others give every pixel one class",
+                f"Leave {outside.name} out of data.classes",
+            )
+        out.append(ClassInfo(outside.name, outside.label, tuple(sorted(own))))
+    return tuple(out)
+
+
 def compose(logits: np.ndarray, classes: Sequence[ClassInfo]) -> np.ndarray:
     """One label map from the objects' logits.
 

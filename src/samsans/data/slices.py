@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from samsans.config import SliceAxis
 from samsans.data.cases import Dataset, require_same_grid
-from samsans.data.classes import class_masks
+from samsans.data.classes import class_masks, disjoint_classes, value_counts
 from samsans.data.transforms import Levels, Preprocess
+from samsans.errors import InputError
 from samsans.io.orientation import Orientation
 from samsans.types import Case
 
@@ -40,16 +42,25 @@ class Slice:
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a slice is found: ``index`` of ``depth`` slices of ``case``."""
+    """Where a slice is found: ``index`` of ``depth`` slices of ``case``; its pixels of background and each object."""
 
     case: Case
     index: int
     depth: int
-    present: tuple[bool, ...]
+    pixels: tuple[int, ...]
 
     @property
     def id(self) -> str:
-        return self.case.id if self.depth == 1 else f"{self.case.id}#{self.index:03d}"
+        return slice_name(self.case.id, self.index, self.depth)
+
+    @property
+    def present(self) -> tuple[bool, ...]:
+        return tuple(n > 0 for n in self.pixels[1:])
+
+
+def slice_name(case: str, index: int, depth: int) -> str:
+    """``case``, or ``case#012`` of a volume: slices are numbered from 0, as cut (see ``DataConfig.slice_axis``)."""
+    return case if depth == 1 else f"{case}#{index:03d}"
 
 
 @dataclass(frozen=True)
@@ -89,10 +100,14 @@ class SliceDataset(Sequence[Slice]):
     """The slices of the cases ``ids`` of ``dataset``, in canonical orientation, prepared by ``preprocess``.
 
     slice_axis: see ``DataConfig``.  cache_gb: memory for decoded volumes and prepared slices, in GiB.
+    only: names of the only slices to keep; names of other cases than ``ids`` are passed over.
+    foreground: keep only slices that show an object after resizing.
+    exclusive: masks do not overlap: an object loses the pixels of objects that lie inside it by definition.
     The masks are those of the first annotator (decision D-25).  Nothing is read before the first use; the first
     ``len`` reads the masks (images where there is no mask) to learn which slice shows which object.
 
-    Raises InputError that names the file where one is damaged or a mask is not on the grid of its image.
+    Raises InputError that names the file where one is damaged or a mask is not on the grid of its image, the slices of
+    ``only`` that are not there, and the objects that cannot be made exclusive.
     """
 
     def __init__(
@@ -101,20 +116,26 @@ class SliceDataset(Sequence[Slice]):
         ids: Sequence[str],
         preprocess: Preprocess,
         *,
-        slice_axis: Literal["auto", "0", "1", "2"] | int = "auto",
+        slice_axis: SliceAxis | int = "auto",
         cache_gb: float = 2.0,
+        only: Collection[str] | None = None,
+        foreground: bool = False,
+        exclusive: bool = False,
     ) -> None:
         known = {case.id: case for case in dataset.cases}
         self.cases = tuple(known[id] if id in known else dataset.by_id(id) for id in ids)
         self.dataset = dataset
         self.preprocess = preprocess
-        self.slice_axis: Literal["auto"] | int = "auto" if slice_axis == "auto" else int(slice_axis)
+        self.slice_axis: Any = int(slice_axis) if str(slice_axis).isdigit() else slice_axis
+        self.classes = disjoint_classes(dataset.classes) if exclusive else dataset.classes
+        self._only = None if only is None else frozenset(only)
+        self._foreground = foreground
         self._cache = _Cache(int(cache_gb * GIB))
 
     @property
     def objects(self) -> tuple[str, ...]:
         """The N object names."""
-        return tuple(c.name for c in self.dataset.classes)
+        return tuple(c.name for c in self.classes)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -134,6 +155,15 @@ class SliceDataset(Sequence[Slice]):
         """``(len, N)`` bool: which slice shows which object, after resizing."""
         return np.array([e.present for e in self._entries], bool).reshape(len(self), len(self.objects))
 
+    @cached_property
+    def class_pixels(self) -> np.ndarray:
+        """``(N + 1,)`` int64: pixels of background and of each object in all slices, as resized, padding not counted.
+
+        Background is what belongs to no object.  Slices without a mask count nothing.
+        """
+        counts = np.array([e.pixels for e in self._entries], np.int64).reshape(len(self), len(self.objects) + 1)
+        return counts.sum(0)
+
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
@@ -146,24 +176,46 @@ class SliceDataset(Sequence[Slice]):
 
     @cached_property
     def _entries(self) -> tuple[_Entry, ...]:
-        return tuple(entry for case in self.cases for entry in self._scan(case))
+        entries = [entry for case in self.cases for entry in self._scan(case)]
+        if self._only is not None:
+            self._require_found({e.id for e in entries})
+        return tuple(e for e in entries if any(e.present) or not self._foreground)
+
+    def _require_found(self, found: set[str]) -> None:
+        """InputError where ``only`` names slices that the cases do not have."""
+        assert self._only is not None
+        cases = {case.id for case in self.cases}
+        lost = sorted(n for n in self._only - found if n in cases or n.rpartition("#")[0] in cases)
+        if lost:
+            raise InputError(
+                f"{len(lost)} of the slices to keep are not in {self.dataset.root}: {', '.join(lost[:5])}",
+                "slices named by case, or by case#number of a volume, numbered from 0 along data.slice_axis",
+                "Check data.slice_axis and the list of slices (split.file or split.protocol)",
+            )
 
     def _scan(self, case: Case) -> list[_Entry]:
-        """The slices of a case, and the objects each shows, from its mask where it has one."""
-        classes = self.dataset.classes
+        """The slices of a case that are to be kept, and the pixels of each, from its mask where it has one."""
         if not case.labels:
             volume = self.dataset.read_image(case)
             depth = Orientation.of(volume, self.slice_axis).to_slices(volume.array).shape[0]
-            return [_Entry(case, i, depth, (False,) * len(classes)) for i in range(depth)]
+            return [_Entry(case, i, depth, (0,) * (len(self.classes) + 1)) for i in self._kept(case, depth)]
         drawn = self.dataset.read_labels(case)
-        ungrounded = drawn.affine is None and drawn.shape[0] > 1 and not case.stacked
-        volume = (
-            self.dataset.read_image(case) if ungrounded else drawn
-        )  # a mask without geometry lies as its image does
+        grounded = drawn.affine is not None or drawn.shape[0] == 1 or case.stacked or case.labels[0] == case.images
+        volume = drawn if grounded else self.dataset.read_image(case)  # a mask without geometry lies as its image does
         labels = Orientation.of(volume, self.slice_axis).to_slices(drawn.array)
-        shown = np.any(class_masks(self.preprocess.sample(labels), classes), axis=(2, 3))
         depth = labels.shape[0]
-        return [_Entry(case, i, depth, tuple(flags)) for i, flags in enumerate(shown.T.tolist())]
+        return [_Entry(case, i, depth, self._pixels(labels[i])) for i in self._kept(case, depth)]
+
+    def _kept(self, case: Case, depth: int) -> list[int]:
+        """Which of the ``depth`` slices of a case are asked for."""
+        return [i for i in range(depth) if self._only is None or slice_name(case.id, i, depth) in self._only]
+
+    def _pixels(self, labels: np.ndarray) -> tuple[int, ...]:
+        """Pixels of background and of each object in a slice ``(H, W)`` of file values, as resized."""
+        counts = value_counts(self.preprocess.sample(labels))
+        covered = {v for info in self.classes for v in info.values}
+        background = sum(n for value, n in counts.items() if value not in covered)
+        return background, *(sum(counts.get(v, 0) for v in info.values) for info in self.classes)
 
     def _decode(self, case: Case) -> _Decoded:
         decoded = self._cache.get(case.id)
@@ -189,7 +241,7 @@ class SliceDataset(Sequence[Slice]):
         if decoded.labels is None:
             masks = torch.zeros(len(self.objects), side, side, dtype=torch.bool)
         else:
-            masks = self.preprocess.labels(class_masks(decoded.labels[entry.index], self.dataset.classes))
+            masks = self.preprocess.labels(class_masks(decoded.labels[entry.index], self.classes))
         image = self.preprocess.image(picture, decoded.levels)
         valid = self.preprocess.valid(*picture.shape[:2])
         return Slice(image, masks, valid, entry.id, entry.case.patient, entry.present)

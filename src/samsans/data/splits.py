@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,18 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Case ids of each part, in order of the data set."""
+    """Case ids of each part, in order of the data set.
+
+    slices: names of the only training slices to learn from; empty: all of them.
+    """
 
     train: tuple[str, ...]
     val: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
+    slices: tuple[str, ...] = ()
 
     def save(self, path: str | Path) -> Path:
-        """Write ``{"train": [ids], "val": [ids], "test": [ids]}``."""
+        """Write ``{"train": [ids], "val": [ids], "test": [ids], "slices": [names]}``."""
         return atomic.write_json(path, asdict(self))
 
     @classmethod
@@ -48,7 +54,22 @@ class Split:
             value = value[fold]
         if not isinstance(value, Mapping) or not isinstance(value.get("train"), list):
             raise InputError(f"{path} holds no split", '{"train": [ids], "val": [ids]}, or a list of such folds')
-        return cls(*(tuple(str(id) for id in value.get(part, ())) for part in PARTS))
+        return cls(*(tuple(str(id) for id in value.get(part, ())) for part in (*PARTS, "slices")))
+
+
+def few_slices(names: Sequence[str], share: float, seed: int = 0) -> tuple[str, ...]:
+    """Few-shot by slices: ``floor(share * n)`` of the names, drawn without replacement, in their order.
+
+    This is the "10 %" of H-SAM's and SAMed's few-shot tables: a share of the slices of *all* training patients, each of
+    whom may be seen, unlike ``shots``.  Raises InputError for a share out of (0, 1] and where no slice would be left.
+    """
+    if not 0 < share <= 1:
+        raise InputError(f"split.slice_share is {share}", "a share of the training slices, 0 < share <= 1")
+    count = math.floor(Fraction(str(share)) * len(names))  # of the number as written: 0.29 of 100 is 29
+    if not count:
+        raise InputError(f"split.slice_share {share} of {len(names)} training slices is none", "one slice at least")
+    chosen = np.random.default_rng([seed, 0x511CE]).choice(len(names), count, replace=False)
+    return tuple(names[i] for i in sorted(chosen))
 
 
 def make_split(dataset: Dataset, config: SplitConfig, seed: int = 0) -> Split:
