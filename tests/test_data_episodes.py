@@ -16,7 +16,7 @@ from samsans.config import AugmentConfig, DataConfig, EpisodeConfig
 from samsans.data.cases import find_cases
 from samsans.data.episodes import BatchSource, EpisodeSource
 from samsans.data.slices import SliceDataset
-from samsans.data.transforms import Preprocess, normalize
+from samsans.data.transforms import Preprocess
 from samsans.errors import InputError
 
 ALL = AugmentConfig(flip=0.5, rotate=15, scale=0.1, shift=0.1, intensity=0.1)
@@ -81,7 +81,7 @@ def test_without_changes_the_batch_holds_the_slices_themselves(tmp_path: Path) -
     batch = source.batch(5)
     for i, id in enumerate(batch.ids):
         item = slices[slices.ids.index(id)]
-        torch.testing.assert_close(batch.images[i], normalize(item.image[None])[0])
+        torch.testing.assert_close(batch.images[i], slices.preprocess.normalize(item.image[None])[0])
         assert batch.masks is not None
         assert torch.equal(batch.masks[i], item.masks)
 

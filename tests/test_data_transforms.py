@@ -11,8 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
-from samsans.data.transforms import MEAN, STD, Preprocess, inside, normalize
+from samsans.config import from_dict
+from samsans.data.transforms import MEAN, STD, Preprocess, aligned, inside, spline
 from samsans.errors import InputError
 
 
@@ -43,7 +45,7 @@ def test_padding_keeps_the_shape_and_is_zero_after_normalising() -> None:
     preprocess = Preprocess(32, resize="pad")
     image = shown(np.full((10, 20, 3), 200, np.uint8), preprocess)
     assert preprocess.valid(10, 20) == (16, 32)
-    out = normalize(image[None], torch.tensor([[16, 32]]))
+    out = preprocess.normalize(image[None], torch.tensor([[16, 32]]))
     assert out[0, :, 16:].abs().max() == 0
     expected = torch.tensor([(200 - m) / s for m, s in zip(MEAN, STD, strict=True)])
     torch.testing.assert_close(out[0, :, 0, 0], expected)
@@ -130,3 +132,130 @@ def test_inside() -> None:
     expected = torch.zeros(1, 4, 4, dtype=torch.bool)
     expected[0, :2, :3] = True
     assert torch.equal(inside(torch.tensor([[2, 3]]), 4), expected)
+
+
+def test_statistics() -> None:
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3).expand(1, 3, 3, 3)
+    unit = Preprocess(3, statistics="unit").normalize(images)
+    assert unit.dtype == torch.float32
+    torch.testing.assert_close(unit[0, 1, 2], torch.tensor([0.0, 0.2, 1.0]))
+    sam = Preprocess(3).normalize(images)[0, :, 0]
+    expected = [[-2.117904, -1.244539, 2.248919], [-2.035714, -1.142857, 2.428571], [-1.804444, -0.915556, 2.64]]
+    torch.testing.assert_close(sam, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+    for preprocess in (Preprocess(3), Preprocess(3, statistics="unit")):
+        cut = preprocess.normalize(images, torch.tensor([[2, 3]]))
+        assert cut[:, :, 2].abs().max() == 0
+        assert torch.equal(cut[:, :, :2], preprocess.normalize(images)[:, :, :2])
+
+
+@pytest.mark.parametrize("resize", ["squash", "pad"])
+@pytest.mark.parametrize(("height", "width", "side"), [(23, 40, 16), (16, 9, 33), (12, 12, 12)])
+def test_linear_is_as_it_was(resize: str, height: int, width: int, side: int) -> None:
+    """Frozen: published numbers of other methods rest on it."""
+    array = rgb(height, width)
+    preprocess = Preprocess(side, resize)  # type: ignore[arg-type]
+    tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))).float()
+    scale = side / max(height, width)
+    h, w = (side, side) if resize == "squash" else (int(height * scale + 0.5), int(width * scale + 0.5))
+    if (h, w) != (height, width):
+        tensor = torch.nn.functional.interpolate(tensor[None], (h, w), mode="bilinear", antialias=True)[0]
+    expected = torch.zeros(3, side, side, dtype=torch.uint8)
+    expected[:, :h, :w] = tensor.round().clamp(0, 255).to(torch.uint8)
+    assert torch.equal(shown(array, preprocess), expected)
+    logits = torch.randn(2, side, side)
+    back = torch.nn.functional.interpolate(logits[None, :, :h, :w], (height, width), mode="bilinear")[0]
+    assert torch.equal(preprocess.restore(logits, (h, w), (height, width)), back)
+
+
+@pytest.mark.parametrize(("size", "wanted"), [((61, 47), (32, 32)), ((20, 33), (50, 41)), ((9, 1), (4, 3))])
+def test_splines_are_those_of_scipy(size: tuple[int, int], wanted: tuple[int, int]) -> None:
+    values = np.random.default_rng(0).random((2, *size)).astype(np.float32)
+    factors = [m / n for n, m in zip(size, wanted, strict=True)]
+    oracle = np.stack([ndimage.zoom(v, factors, order=3) for v in values])
+    out = spline(values, wanted)
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out, oracle, atol=1e-6)
+
+
+def test_the_last_row_and_column_are_not_lost() -> None:
+    values = np.random.default_rng(0).random((1, 512, 512)).astype(np.float32) + 1
+    oracle = ndimage.zoom(values[0], 224 / 512, order=3)
+    assert not oracle[-1].any(), "SciPy's edge case is gone: the note in the docstring of spline may go too"
+    out = spline(values, (224, 224))[0]
+    np.testing.assert_allclose(out[:-1, :-1], oracle[:-1, :-1], atol=1e-6)
+    np.testing.assert_allclose(out[[0, 0, -1, -1], [0, -1, 0, -1]], values[0][[0, 0, -1, -1], [0, -1, 0, -1]], 1e-5)
+
+
+def test_aligned_labels() -> None:  # check 13 of the specification
+    index = aligned(512, 128)
+    assert index[[0, 1, 2, 31, 32, 42, 43, 126, 127]].tolist() == [0, 4, 8, 125, 129, 169, 173, 507, 511]
+    assert aligned(224, 56)[[31, 54, 55]].tolist() == [126, 219, 223]
+    assert aligned(5, 1).tolist() == [0]
+
+
+@given(st.integers(1, 300), st.integers(2, 300))
+def test_aligned_is_rounding_and_the_same_where_sizes_are(size: int, wanted: int) -> None:
+    oracle = [math.floor(Fraction(i * (size - 1), wanted - 1) + Fraction(1, 2)) for i in range(wanted)]
+    assert aligned(size, wanted).tolist() == oracle
+    assert aligned(size, size).tolist() == list(range(size))
+
+
+def test_spline_pictures_masks_and_results() -> None:
+    array = rgb(20, 31)
+    preprocess = Preprocess(16, resampling="spline")
+    oracle = np.stack([ndimage.zoom(array[..., c].astype(float), (16 / 20, 16 / 31), order=3) for c in range(3)])
+    assert oracle.min() < 0, "splines overshoot"
+    np.testing.assert_array_equal(shown(array, preprocess).numpy(), oracle.clip(0, 255).round())
+    masks = array.transpose(2, 0, 1) > 99
+    expected = masks[:, aligned(20, 16)[:, None], aligned(31, 16)]
+    np.testing.assert_array_equal(preprocess.labels(masks).numpy(), expected)
+    logits = torch.randn(3, 16, 16)
+    back = preprocess.restore(logits, (16, 16), (20, 31))
+    assert torch.equal(back.argmax(0), logits.argmax(0)[aligned(16, 20)[:, None], aligned(16, 31)])
+    same = rgb(16, 16)
+    np.testing.assert_array_equal(shown(same, preprocess).numpy(), same.transpose(2, 0, 1))
+
+
+def test_splines_and_padding() -> None:
+    preprocess = Preprocess(32, resize="pad", resampling="spline", via=16)
+    array = rgb(10, 20)[..., :1]
+    image = shown(array, preprocess)
+    small = ndimage.zoom(array[..., 0].astype(float), (8 / 10, 16 / 20), order=3, mode="mirror")
+    large = ndimage.zoom(small, 2, order=3, mode="mirror").clip(0, 255).round()
+    assert image.shape == (3, 32, 32)
+    np.testing.assert_array_equal(image[2, :16].numpy(), large)
+    assert not image[:, 16:].any()
+    restored = preprocess.restore(torch.randn(1, 32, 32), (16, 32), (10, 20))
+    assert restored.shape == (1, 10, 20)
+
+
+@pytest.mark.parametrize("resampling", ["linear", "spline"])
+def test_via_shows_no_more_than_the_small_side(resampling: str) -> None:
+    array = 90 + rgb(64, 64)[..., :1] // 4  # far from black and white, which splines overshoot
+    masks = array.transpose(2, 0, 1) > 120
+    through = Preprocess(48, via=12, resampling=resampling)  # type: ignore[arg-type]
+    first = Preprocess(12, resampling=resampling)  # type: ignore[arg-type]
+    second = Preprocess(48, resampling=resampling)  # type: ignore[arg-type]
+    two = second.image(shown(array, first)[0, :, :, None].numpy(), (np.zeros(1), np.full(1, 255.0)))
+    assert (shown(array, through).int() - two.int()).abs().max() <= 1, "but for the rounding in between"
+    assert torch.equal(through.labels(masks), second.labels(first.labels(masks).numpy()))
+    assert through.valid(64, 64) == (48, 48)
+
+
+def test_from_a_run_configuration() -> None:
+    plain = from_dict({})
+    assert Preprocess.of(plain, 1024) == Preprocess(1024)
+    config = from_dict(
+        {
+            "data": {"window": [-125.0, 275.0], "channels": [2]},
+            "backbone": {"resize": "pad", "statistics": "unit", "resampling": "spline", "via": 224},
+        }
+    )
+    assert Preprocess.of(config, 512) == Preprocess(512, "pad", (-125.0, 275.0), (2,), "unit", "spline", 224)
+    assert Preprocess.of(config, 512, predicting=True).via == 224
+    config.backbone.via_predict = 128
+    assert Preprocess.of(config, 512, predicting=True).via == 128
+    assert Preprocess.of(config, 512).via == 224
+    config.backbone.via = 0
+    with pytest.raises(InputError, match="via 0 pixels"):
+        Preprocess.of(config, 512)

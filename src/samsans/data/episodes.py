@@ -16,7 +16,7 @@ from samsans.config import AugmentConfig, EpisodeConfig
 from samsans.data.augment import augment
 from samsans.data.slices import Slice, SliceDataset
 from samsans.data.synthetic import synthetic_masks
-from samsans.data.transforms import inside, normalize
+from samsans.data.transforms import inside
 from samsans.errors import InputError
 from samsans.types import Batch
 
@@ -80,7 +80,8 @@ class EpisodeSource:
             objects = tuple(self.slices.objects[i] for i in chosen)
         ids = tuple(s.id for s in items)
         masks = masks & inside(valid, images.shape[-1])[:, None]
-        return Batch(normalize(images, valid), masks, ids, objects, torch.from_numpy(targets), valid)
+        shown = self.slices.preprocess.normalize(images, valid)
+        return Batch(shown, masks, ids, objects, torch.from_numpy(targets), valid)
 
     def _objects(self, rng: np.random.Generator) -> np.ndarray:
         """All objects, or with probability ``object_subset`` a uniformly drawn proper subset (decision D-20)."""
@@ -186,7 +187,8 @@ class BatchSource:
         rng = np.random.default_rng([self.seed, 3, step, rank])
         images, masks = augment(images, masks, self.augmentation, rng)
         masks = masks & inside(valid, images.shape[-1])[:, None]
-        return Batch(normalize(images, valid), masks, tuple(s.id for s in items), self.slices.objects, None, valid)
+        shown = self.slices.preprocess.normalize(images, valid)
+        return Batch(shown, masks, tuple(s.id for s in items), self.slices.objects, None, valid)
 
 
 def _require_objects(slices: SliceDataset) -> None:

@@ -9,8 +9,10 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
+from samsans.config import RunConfig
 from samsans.errors import InputError
 
 PERCENTILES = (1.0, 99.0)  # decision D-26
@@ -28,12 +30,38 @@ class Preprocess:
     the bottom and the right after normalising, as SAM does.
     window: intensities [low, high] shown as black and white; ``None`` takes them from the image.
     channels: ``auto`` (grey repeated, three channels kept), or the numbers of one or three channels.
+    statistics: ``sam`` takes off ImageNet's mean and divides by its deviation, ``unit`` divides by 255.
+    resampling: ``linear`` (antialiased bilinear, half pixels aligned), or ``spline`` (cubic splines, nearest neighbours
+    for labels and results, corners aligned, as SAMed and H-SAM).  via: side that slices are brought to before S.
     """
 
     input_size: int
     resize: Literal["squash", "pad"] = "squash"
     window: tuple[float, float] | None = None
     channels: tuple[int, ...] | Literal["auto"] = "auto"
+    statistics: Literal["sam", "unit"] = "sam"
+    resampling: Literal["linear", "spline"] = "linear"
+    via: int | None = None
+
+    @classmethod
+    def of(cls, config: RunConfig, input_size: int, predicting: bool = False) -> Preprocess:
+        """What a run configuration asks for, for a network that sees ``input_size`` pixels a side.
+
+        predicting: slices go via ``backbone.via_predict`` where that is set.
+        """
+        data, backbone = config.data, config.backbone
+        via = backbone.via_predict if predicting and backbone.via_predict is not None else backbone.via
+        if via is not None and via < 1:
+            raise InputError(f"slices are to go via {via} pixels", "at least 1", "See backbone.via and via_predict")
+        return cls(
+            input_size,
+            backbone.resize,
+            None if data.window is None else (data.window[0], data.window[1]),
+            data.channels if isinstance(data.channels, str) else tuple(data.channels),
+            backbone.statistics,
+            backbone.resampling,
+            via,
+        )
 
     def levels(self, array: np.ndarray) -> Levels:
         """Values shown as black and white, ``(C,)`` or ``(1,)`` float32 each, from the whole volume ``(D, H, W, C)``.
@@ -53,7 +81,7 @@ class Preprocess:
         return low, np.maximum(high, low + np.float32(1e-6) * np.maximum(1, np.abs(low)))
 
     def image(self, slice: np.ndarray, levels: Levels) -> Tensor:
-        """``(3, S, S)`` uint8 from a slice ``(H, W, C)`` in native values: antialiased bilinear, half pixels aligned.
+        """``(3, S, S)`` uint8 from a slice ``(H, W, C)`` in native values, resized as ``resampling`` says.
 
         Values that are not finite are shown as the lower level.  Raises InputError where the channels cannot be shown
         as three.
@@ -65,32 +93,65 @@ class Preprocess:
         scaled = (chosen - low) * (255 / (high - low))
         scaled = np.clip(np.nan_to_num(scaled, nan=0.0, posinf=0.0, neginf=0.0), 0, 255)
         tensor = torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
-        height, width = self.valid(*slice.shape[:2])
-        if tuple(tensor.shape[1:]) != (height, width):
-            tensor = F.interpolate(tensor[None], (height, width), mode="bilinear", antialias=True)[0]
+        for size in self._sizes(*slice.shape[:2]):
+            if tuple(tensor.shape[1:]) == size:
+                continue
+            if self.resampling == "spline":
+                tensor = torch.from_numpy(spline(tensor.numpy(), size))
+            else:
+                tensor = F.interpolate(tensor[None], size, mode="bilinear", antialias=True)[0]
         out = tensor.round().clamp_(0, 255).to(torch.uint8)
-        return self._pad(out.expand(3, height, width))
+        return self._pad(out.expand(3, -1, -1))
 
     def labels(self, masks: np.ndarray) -> Tensor:
-        """``(N, S, S)`` bool from masks ``(N, H, W)`` bool, nearest pixel centre; padding is ``False``."""
+        """``(N, S, S)`` bool from masks ``(N, H, W)`` bool, nearest pixel; padding is ``False``."""
         return self._pad(torch.from_numpy(np.ascontiguousarray(self.sample(masks))))
 
     def sample(self, labels: np.ndarray) -> np.ndarray:
         """The values of ``(..., H, W)`` that ``labels`` takes, ``(..., h, w)``, without padding."""
-        (height, width), (h, w) = labels.shape[-2:], self.valid(*labels.shape[-2:])
-        return labels[..., _nearest(height, h)[:, None], _nearest(width, w)]
+        height, width = labels.shape[-2:]
+        source = aligned if self.resampling == "spline" else _nearest
+        rows, columns = np.arange(height), np.arange(width)
+        for h, w in self._sizes(height, width):
+            rows, columns = rows[source(len(rows), h)], columns[source(len(columns), w)]
+        return labels[..., rows[:, None], columns]
 
     def valid(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the part of S x S that a slice of this size fills."""
-        if self.resize == "squash":
-            return self.input_size, self.input_size
-        scale = self.input_size / max(height, width)
-        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+        return self._fit(self.input_size, height, width)
 
     def restore(self, logits: Tensor, valid: Sequence[int] | Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits ``(N, S, S)`` cut to ``valid`` and brought to the slice's own ``size`` (H, W), bilinear."""
+        """Logits ``(N, S, S)`` cut to ``valid`` and brought to the slice's own ``size`` (H, W).
+
+        Bilinear; with ``spline`` the nearest logit with corners aligned, so that what wins on the model's grid is what
+        is enlarged or reduced, as SAMed and H-SAM do.
+        """
         height, width = int(valid[0]), int(valid[1])
+        if self.resampling == "spline":
+            rows, columns = (torch.from_numpy(aligned(n, m)) for n, m in zip((height, width), size, strict=True))
+            return logits[:, rows.to(logits.device)[:, None], columns.to(logits.device)]
         return F.interpolate(logits[None, :, :height, :width], size, mode="bilinear", align_corners=False)[0]
+
+    def normalize(self, images: Tensor, valid: Tensor | None = None) -> Tensor:
+        """``(B, 3, S, S)`` float32 from uint8, by ``statistics``; zero outside ``valid``.
+
+        valid: ``(B, 2)`` int64, height and width of the image part; ``None``: no padding.
+        """
+        if self.statistics == "sam":
+            return normalize(images, valid)
+        out = images.float() / 255
+        return out if valid is None else out * inside(valid, images.shape[-1])[:, None]
+
+    def _sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Height and width that a slice is brought to, one after the other."""
+        sides = [self.input_size] if self.via is None else [self.via, self.input_size]
+        return [self._fit(side, height, width) for side in sides]
+
+    def _fit(self, side: int, height: int, width: int) -> tuple[int, int]:
+        if self.resize == "squash":
+            return side, side
+        scale = side / max(height, width)
+        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
     def _pad(self, tensor: Tensor) -> Tensor:
         """Zeros at the bottom and the right up to S x S."""
@@ -129,6 +190,25 @@ def inside(valid: Tensor, side: int) -> Tensor:
     index = torch.arange(side, device=valid.device)
     rows, columns = (index < valid[:, i, None] for i in (0, 1))
     return rows[:, :, None] & columns[:, None, :]
+
+
+def spline(channels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """``(C, h, w)`` float32 from ``(C, H, W)``: cubic splines through the pixels, corners aligned, channels apart.
+
+    SciPy's zoom of order 3, which SAMed and H-SAM use.  Its way of going beyond the border is not theirs: with theirs
+    rounding leaves the last row and column black at some sizes, such as 512 to 224.  All else is equal.
+    """
+    factors = [m / n for n, m in zip(channels.shape[1:], size, strict=True)]
+    return np.stack([ndimage.zoom(c, factors, np.float32, order=3, mode="mirror") for c in channels])
+
+
+def aligned(size: int, wanted: int) -> np.ndarray:
+    """Source index of each of ``wanted`` samples along ``size`` pixels, corners aligned: round(i (n - 1) / (m - 1)).
+
+    Halves are rounded up, as in SciPy's zoom of order 0.
+    """
+    last = max(wanted - 1, 1)
+    return (2 * np.arange(wanted) * (size - 1) + last) // (2 * last)
 
 
 def _nearest(size: int, wanted: int) -> np.ndarray:
