@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,20 @@ class Sam(nn.Module):
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not frozen and not name.endswith("positional_embedding"))
         self.train(self.training)
+
+    def train_whole(self, default_prompt: bool = True) -> None:
+        """Train every base weight that single masks depend on whose prompts are a method's own.
+
+        The rest stays frozen, so that no trained tensor is left without gradient: prompt encoder, IoU token and head,
+        and the hypernetworks of the other masks.  ``default_prompt``: whether the "no mask" vector is used.
+        """
+        self.freeze(False)
+        unused = r"prompt_encoder\.(?!no_mask_embed)|iou_prediction_head|output_hypernetworks_mlps\.[1-9]|iou_token"
+        if not default_prompt:
+            unused += r"|no_mask_embed"
+        for name, parameter in self.model.named_parameters():
+            if re.search(unused, name):
+                parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Sam:
         """Training mode; a frozen base stays in evaluation mode, only its adapters follow."""

@@ -6,7 +6,6 @@ Read top to bottom: encode, context (step 1 and 2), selective read-out (step 3),
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -338,17 +337,6 @@ def _resemblance(prompts: Tensor) -> Tensor:
     return F.relu(1 - change).mean()
 
 
-def _train_whole(backbone: Sam) -> None:
-    """Train every base weight that a mask depends on; the rest stays frozen, so that none is left without gradient."""
-    backbone.freeze(False)
-    unused = re.compile(
-        r"prompt_encoder\.(?!no_mask_embed)|iou_prediction_head|output_hypernetworks_mlps\.[1-9]|iou_token"
-    )
-    for name, parameter in backbone.model.named_parameters():
-        if unused.search(name):
-            parameter.requires_grad_(False)
-
-
 def _context_encoder(config: ProxyPromptConfig, grid: int, patch: int) -> nn.Module:
     encoder = config.csm.encoder
     if encoder.name == "resnet50":
@@ -377,7 +365,7 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> ProxyPrompt:
     if config.backbone.train == "lora":
         add_lora(backbone, config.lora)
     elif config.backbone.train == "all":
-        _train_whole(backbone)
+        backbone.train_whole()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return ProxyPrompt(backbone, config.model)
