@@ -191,6 +191,7 @@ def _cases(found: layouts.Found, config: DataConfig) -> tuple[tuple[Case, ...], 
                     f"the patient of {pair.id!r} is not found by {config.patient!r}", "a match in every case id"
                 )
             patient = hit[1] if pattern.groups else hit[0]
+        patient = patient or pair.likely
         if patient is None:
             *above, _ = pair.id.split("/")
             above = [a for a in above if layouts.part_of(a) is None]
@@ -237,8 +238,12 @@ def _stack(
         images = tuple(p.images[0] for p in ordered)
         labels = tuple(p.labels[r] for r in range(raters) for p in ordered)
         patient = _shared(name, "patients", {p.patient for p in ordered if p.patient is not None})
+        habit = {p.likely for p in ordered}
+        likely = habit.pop() if len(habit) == 1 else None
         part = _shared(name, "parts of the split", {p.part for p in ordered if p.part is not None})
-        out.append((layouts.Pair(name, images, labels, patient, part), True))
+        out.append(
+            (layouts.Pair(name, images, labels, patient, part, likely.pop() if len(likely) == 1 else None), True)
+        )
     note = f"{len(partly)} stacks have masks on some slices only and count as unlabelled: {', '.join(partly[:5])}"
     return out, note if partly else ""
 

@@ -1,4 +1,5 @@
-"""Recognise how a data set lies on disk: folders, nnU-Net raw, Medical Segmentation Decathlon, CSV, patterns.
+"""Recognise how a data set lies on disk: folders, nnU-Net raw, Medical Segmentation Decathlon, TransUNet arrays, CSV,
+patterns.
 
 Every recogniser returns what it ``Found`` or ``None`` where the layout is another one.  Nothing is decoded here.
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 from samsans import io
 from samsans.errors import InputError
+from samsans.io.packed import holds_mask
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "frames", "scans")
 LABEL_FOLDERS = (
@@ -33,10 +35,12 @@ DEPTH = 4  # how deep below the root image folders are looked for
 LABEL_SUFFIX = re.compile(r"[_-](masks?|seg|segmentation|labels?|gt|annot|annotation|groundtruth)$")
 IMAGE_SUFFIX = re.compile(r"[_-](images?|img)$")
 CHANNEL = re.compile(r"^(.+)_(\d{4})$")
+SLICE = re.compile(r"[_-]?slice[_-]?(\d+)$", re.IGNORECASE)
 
 KNOWN = (
     "images/ beside labels/ or masks/ (also per patient), nnU-Net raw or Medical Segmentation Decathlon "
-    "(imagesTr/ labelsTr/ dataset.json), a CSV file with the columns image and label, or a folder of images"
+    "(imagesTr/ labelsTr/ dataset.json), .npz or .h5 files with the arrays image and label (train_npz/ test_vol_h5/), "
+    "a CSV file with the columns image and label, or a folder of images"
 )
 
 
@@ -45,7 +49,7 @@ class Pair:
     """An image and its masks before volumes are stacked.
 
     images: one file per channel.  labels: one file per annotator.  patient, part (``train``, ``val`` or ``test``):
-    where the layout states them.
+    where the layout states them.  likely: the patient by the habit of the layout, unless the user names another.
     """
 
     id: str
@@ -53,6 +57,7 @@ class Pair:
     labels: tuple[Path, ...] = ()
     patient: str | None = None
     part: str | None = None
+    likely: str | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,7 @@ def group_channels(images: Mapping[str, Path], labels: Iterable[str]) -> dict[st
 def patterns(root: Path, images: str, labels: str | None) -> Found:
     """Files named by the glob ``images``, masks by the template ``labels`` with ``{stem}``, ``{name}``, ``{parent}``
     (folder relative to ``root``) and ``{below}`` (folder below the fixed part of the glob).  A template that still
-    holds ``*`` may find several files: one per annotator."""
+    holds ``*`` may find several files: one per annotator.  Only a ``.npz`` or ``.h5`` file may be its own mask."""
     parts = Path(images).parts
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     base = root.joinpath(*parts[:fixed])
@@ -166,6 +171,13 @@ def patterns(root: Path, images: str, labels: str | None) -> Found:
             ) from error
         masks[path] = tuple(root / p for p in sorted(glob.glob(os.path.normpath(wanted), root_dir=root)))
     drawn = {p for found in masks.values() for p in found if p not in masks or masks[p] != (p,)}
+    twice = next((p for p in files if masks.get(p) == (p,) and not _packed(p)), None)
+    if twice is not None:
+        raise InputError(
+            f"by data.labels {labels!r} the image {twice} would be its own mask",
+            "another file, or a .npz or .h5 file that holds both",
+            "Give the masks' names, for instance masks/{stem}.png",
+        )
     pairs = tuple(Pair(relative_id(p, base), (p,), masks.get(p, ())) for p in files if p not in drawn)
     if labels and not any(p.labels for p in pairs):
         raise InputError(f"no image has a mask at {labels!r} in {root}", "a template such as masks/{stem}.png")
@@ -362,7 +374,47 @@ def one_folder(root: Path) -> Found | None:
     return Found("images and masks in one folder", pairs, orphans=tuple(unused))
 
 
-FOLDER_LAYOUTS: Sequence[Callable[[Path], Found | None]] = (decathlon, folders, one_folder)
+def _packed(path: Path) -> bool:
+    """Whether a file may hold an image and its mask."""
+    return io.suffix(path) in io.PACKED_SUFFIXES
+
+
+def _own_mask(path: Path) -> tuple[Path, ...]:
+    """The masks in the file of an image itself."""
+    return (path,) if _packed(path) and holds_mask(path) else ()
+
+
+def arrays(root: Path) -> Found | None:
+    """Image and mask (if any) in one file, as TransUNet, SAMed, H-SAM and the methods on LA preprocess.
+
+    ``train_npz/case0005_slice004.npz`` and ``test_vol_h5/case0001.npy.h5``: the first word of a folder names the part,
+    what stands before ``_slice`` the patient.  ``SCAN/mri_norm2.h5``: where files share a name, their folder does.
+    """
+    there = listing(root) if any(_packed(p) for p in root.rglob("*")) else {}
+    files = {name: path for name, path in there.items() if _packed(path)}
+    if not files:
+        return None
+    shared = Counter(name.rpartition("/")[2] for name in files)
+    pairs = []
+    for name, path in files.items():
+        *above, last = name.split("/")
+        named = [(folder, _first_part(folder)) for folder in above]
+        part = next((part for _, part in named if part is not None), None)
+        scans = [folder for folder, part in named if part is None]
+        likely = scans[-1] if scans and shared[last] > 1 else SLICE.sub("", last)
+        pairs.append(Pair(name, (path,), _own_mask(path), None, part, likely))
+    others = len(there) - len(files)
+    notes = ["patients by the names of the files (what stands before _slice) or of their folders"]
+    notes += [f"{others} files that are not .npz or .h5 are left out"] if others else []
+    return Found("TransUNet arrays", tuple(pairs), notes=tuple(notes))
+
+
+def _first_part(folder: str) -> str | None:
+    """The part that the first word of a folder's name says: ``train`` of ``train_npz``."""
+    return part_of(re.split(r"[_-]", folder, maxsplit=1)[0])
+
+
+FOLDER_LAYOUTS: Sequence[Callable[[Path], Found | None]] = (decathlon, folders, arrays, one_folder)
 
 
 def recognise(root: Path, images: str | None = None, labels: str | None = None) -> Found:
@@ -379,7 +431,7 @@ def recognise(root: Path, images: str | None = None, labels: str | None = None) 
     if root.is_file():
         if root.suffix.lower() in (".csv", ".tsv"):
             return csv_file(root)
-        return Found("one image", (Pair(io.stem(root), (root,)),))
+        return Found("one image", (Pair(io.stem(root), (root,), _own_mask(root)),))
     for layout in FOLDER_LAYOUTS:
         found = layout(root)
         if found is not None and found.pairs:

@@ -6,6 +6,7 @@ World coordinates are RAS+ mm; array axes are the reverse of the file's own orde
 from samsans.io.atomic import atomic_path, suffix, sweep, write_json, write_text
 from samsans.io.files import (
     IMAGE_SUFFIXES,
+    PACKED_SUFFIXES,
     VOLUME_SUFFIXES,
     file_hash,
     find_images,
@@ -19,6 +20,7 @@ from samsans.io.write import write_image, write_labels
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "PACKED_SUFFIXES",
     "VOLUME_SUFFIXES",
     "Orientation",
     "atomic_path",

@@ -17,8 +17,10 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 ITK_SUFFIXES = (".mha", ".mhd")
+HDF5_SUFFIXES = (".h5", ".hdf5")
+PACKED_SUFFIXES = (".npz", *HDF5_SUFFIXES)  # image and mask in one file
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, *DICOM_SUFFIXES, *ITK_SUFFIXES)
-KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)
+KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, *VOLUME_SUFFIXES, *PACKED_SUFFIXES)
 
 
 @contextmanager
@@ -37,10 +39,13 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def stem(path: str | Path) -> str:
-    """Name without the suffix of its format: ``a`` of ``x/a.nii.gz``; the whole name of a folder."""
+    """Name without the suffix of its format: ``a`` of ``x/a.nii.gz`` and ``x/a.npy.h5``; a folder's whole name."""
     path = Path(path)
     ending = suffix(path)
-    return path.name[: -len(ending)] if ending in KNOWN_SUFFIXES and not path.is_dir() else path.name
+    if ending not in KNOWN_SUFFIXES or path.is_dir():
+        return path.name
+    name = path.name[: -len(ending)]
+    return name[:-4] if ending in HDF5_SUFFIXES and name.lower().endswith(".npy") else name
 
 
 def is_image(path: str | Path) -> bool:
@@ -107,7 +112,8 @@ def output_suffix(path: str | Path) -> str:
     """The suffix that a label map of this input gets.
 
     ``.png`` for 2D images; a volume keeps its own format, except that formats of two files are written as one
-    (``.nhdr`` as ``.nrrd``, ``.mhd`` as ``.mha``), DICOM becomes ``.nii.gz``, and a TIFF of several slices stays TIFF.
+    (``.nhdr`` as ``.nrrd``, ``.mhd`` as ``.mha``), DICOM, HDF5 and ``.npz`` of several slices become ``.nii.gz``, and a
+    TIFF of several slices stays TIFF.
     """
     path = Path(path)
     ending = suffix(path)
@@ -117,6 +123,12 @@ def output_suffix(path: str | Path) -> str:
         from samsans.io.tiff import is_stack
 
         return ".tif" if is_stack(path) else ".png"
+    if ending == ".npz":
+        from samsans.io import packed
+
+        return ".nii.gz" if packed.is_stack(path) else ".png"
+    if ending in HDF5_SUFFIXES:
+        return ".nii.gz"
     if ending in IMAGE_SUFFIXES:
         return ".png"
     if ending in VOLUME_SUFFIXES:

@@ -22,6 +22,7 @@ READERS = (
     (files.NRRD_SUFFIXES, "samsans.io.nrrd"),
     (files.DICOM_SUFFIXES, "samsans.io.dicom"),
     (files.ITK_SUFFIXES, "samsans.io.itk"),
+    (files.PACKED_SUFFIXES, "samsans.io.packed"),
 )
 
 
@@ -40,7 +41,8 @@ def _reader(path: Path) -> ModuleType:
 def read_image(path: str | Path, series: str = "") -> Volume:
     """Read an image or volume: ``(D, H, W, C)`` in its native dtype, affine in RAS+ mm, axes as stored (reversed).
 
-    PNG, JPEG, BMP, TIFF; NIfTI, NRRD, DICOM (a file, or the folder of one series), MHA and MHD (extra ``[itk]``).
+    PNG, JPEG, BMP, TIFF; NIfTI, NRRD, DICOM (a file, or the folder of one series), MHA and MHD (extra ``[itk]``);
+    the array ``image`` of a ``.npz`` or ``.h5`` (extra ``[h5]``), of which ``read_labels`` takes ``label``.
     series: for a DICOM folder of several series, the UID of one of them or its last figures.
 
     Raises InputError for missing, unknown and damaged files, and for NaN or infinite values.

@@ -1,0 +1,85 @@
+"""Image and mask as the arrays ``image`` and ``label`` of one file: ``.npz`` through NumPy, ``.h5`` through h5py.
+
+So TransUNet, SAMed, H-SAM and the semi-supervised methods on LA store what they preprocessed.  Axes are taken as
+stored; the files state no geometry, ``affine`` is None.  Pickled objects are refused.  HDF5 needs the extra ``[h5]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samsans.errors import InputError
+from samsans.io.atomic import suffix
+from samsans.io.files import HDF5_SUFFIXES, reading
+from samsans.types import Volume
+
+IMAGE, LABEL = "image", "label"
+
+
+def read(path: Path, labels: bool = False) -> Volume:
+    """Read one of the two arrays as ``(D, H, W, C)`` in its own dtype (float16 as float32).
+
+    ``(H, W)`` is one slice, ``(D, H, W)`` slices, ``(H, W, C)`` beside a label ``(H, W)`` one slice of C channels.
+    Raises InputError for damaged files, arrays of another name, other shapes, and values that are no numbers.
+    """
+    with _opened(path) as arrays:
+        name = LABEL if labels else IMAGE
+        array = _array(arrays, name, path)
+        if array.ndim == 3 and not labels and LABEL in arrays and _array(arrays, LABEL, path).ndim == 2:
+            array = array[None]
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{path}: the array {name} is of {array.dtype}", "numbers", "Save it as float32 or uint8")
+    array = array.astype(np.float32 if array.dtype == np.float16 else array.dtype.newbyteorder("="), copy=False)
+    if array.ndim not in (2, 3, 4) or (labels and array.ndim == 4):
+        raise InputError(f"{path}: the array {name} has the shape {array.shape}", "(H, W) or (D, H, W)")
+    array = array[None] if array.ndim == 2 else array
+    return Volume(array if array.ndim == 4 else array[..., None], None, path)
+
+
+def is_stack(path: Path) -> bool:
+    """Whether a file holds slices ``(D, H, W)`` and not one picture."""
+    return read(path).shape[0] > 1
+
+
+def holds_mask(path: Path) -> bool:
+    """Whether the array ``label`` is there, from the file's list of arrays; true of a damaged file: reading says so."""
+    try:
+        with _opened(path) as arrays:
+            return LABEL in arrays
+    except InputError:
+        return True
+
+
+def _array(arrays: Mapping[str, Any], name: str, path: Path) -> np.ndarray:
+    if name not in arrays:
+        raise InputError(
+            f"{path} holds the arrays {', '.join(arrays) or '(none)'}, none is called {name}",
+            f"the arrays {IMAGE} and {LABEL}",
+            "Rename the array",
+        )
+    return np.asarray(arrays[name][()])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The arrays of a file by name."""
+    if suffix(path) in HDF5_SUFFIXES:
+        h5py = _h5py(path)
+        with reading(path, "HDF5"), h5py.File(path, "r") as file:
+            yield file
+    else:
+        with reading(path, "NumPy .npz"), np.load(path, allow_pickle=False) as file:
+            yield file
+
+
+def _h5py(path: Path) -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise InputError(f"{path} needs h5py, which is not installed", todo='pip install "samsans[h5]"') from error
+    return h5py
