@@ -10,6 +10,10 @@ from typing import Any, Literal
 class AutosamConfig:
     """AutoSAM: SAM is frozen; what replaces the prompt is learned.
 
+    Preset ``paper`` is the dense prompt; its 12 images a step are the published 3, accumulated 4 times.  Preset
+    ``class_tokens`` keeps its learning rate, where Hu, Xu and Shi lower it from epoch 10 on whenever the training loss
+    stops falling: the schedules here know the step alone.
+
     Args:
         prompt: dense (a network draws the dense prompt from the image, one for each object; arXiv 2306.06370),
             class_tokens (a decoder with tokens of its own for each class; arXiv 2306.13731) or cnn_head (a
@@ -26,7 +30,8 @@ _FROZEN: dict[str, Any] = {"name": "sam-vit-b", "train": "none"}
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "backbone": _FROZEN,
-        "train": {"optimizer": "adam", "lr": 3e-4, "weight_decay": 1e-4, "batch_size": 3, "warmup": 0, "clip": 0.0},
+        "train": {"optimizer": "adam", "lr": 3e-4, "weight_decay": 1e-4, "batch_size": 12, "warmup": 0, "clip": 0.0},
+        "model": {"width": 64},
     },
     "class_tokens": {
         "backbone": _FROZEN | {"statistics": "unit"},

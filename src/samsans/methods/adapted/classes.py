@@ -1,13 +1,19 @@
-"""Between a decoder's K classes, background first, and the N = K - 1 objects of a batch whose masks do not overlap."""
+"""What the methods share whose classes exclude each other: K classes, background first, for N = K - 1 objects."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from samsans.errors import InputError
 from samsans.ops.labels import class_labels
 from samsans.types import Batch
+
+if TYPE_CHECKING:
+    from samsans.config import RunConfig
 
 
 def true_labels(batch: Batch) -> Tensor:
@@ -24,3 +30,29 @@ def object_logits(classes: Tensor, side: int) -> Tensor:
     """
     relative = classes[:, 1:].float() - classes[:, :1].float()
     return F.interpolate(relative, (side, side), mode="bilinear", align_corners=False)
+
+
+def foreground_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over objects of ``1 - (2 sum(p y) + 1) / (sum(p^2) + sum(y^2) + 1)`` with ``p = softmax(logits)``.
+
+    Sums run over batch and pixels; background has no term, and terms that are not above 0 do not count (AutoSAM of
+    Hu, Xu and Shi; that 1 is added above and below is our reading).
+
+    logits: ``(B, K, h, w)`` float of any precision.  labels: ``(B, h, w)`` int64.  Returns a float32 scalar.
+    """
+    p = logits.float().softmax(1)[:, 1:]
+    truth = labels[:, None] == torch.arange(1, logits.shape[1], device=labels.device).view(-1, 1, 1)
+    overlap, sizes = (p * truth).sum((0, 2, 3)), truth.sum((0, 2, 3))
+    terms = 1 - (2 * overlap + 1) / (p.square().sum((0, 2, 3)) + sizes + 1)
+    positive = terms > 0
+    return (terms * positive).sum() / positive.sum().clamp_min(1)
+
+
+def refuse_decoder_adapters(config: RunConfig) -> None:
+    """Raise ``InputError`` where adapters are asked for in a decoder that is trained as a whole."""
+    if config.backbone.train == "lora" and config.lora.decoder:
+        raise InputError(
+            f"lora.decoder {config.lora.decoder} on a decoder that is trained as a whole",
+            "no adapters in it",
+            "Set lora.decoder []",
+        )

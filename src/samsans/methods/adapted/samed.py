@@ -14,7 +14,7 @@ from transformers.models.sam.modeling_sam import SamTwoWayAttentionBlock
 
 from samsans.backbones import add_lora, load_backbone, merge_adapters, merge_lora
 from samsans.errors import InputError
-from samsans.methods.adapted.classes import object_logits, true_labels
+from samsans.methods.adapted.classes import object_logits, refuse_decoder_adapters, true_labels
 from samsans.methods.adapted.samed_config import SamedConfig
 from samsans.methods.class_decoder import ClassDecoder
 from samsans.ops.labels import shrink_labels
@@ -120,9 +120,5 @@ def check(config: RunConfig) -> None:
             "adapters in the decoder",
             "Set backbone.train lora and lora.decoder [q,v] (preset small)",
         )
-    if config.model.decoder == "trained" and adapted:
-        raise InputError(
-            f"lora.decoder {config.lora.decoder} on a decoder that is trained as a whole",
-            "no adapters in it",
-            "Set lora.decoder [], or model.decoder lora",
-        )
+    if config.model.decoder == "trained":
+        refuse_decoder_adapters(config)
