@@ -54,6 +54,8 @@ def predict_folder(
     probabilities: bool = False,
     seed: int | None = None,
     batch_size: int | None = None,
+    view: str | None = None,
+    largest_component: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
@@ -75,6 +77,8 @@ def predict_folder(
         probabilities: Also write each object's probability.
         seed: Of the draw of supports; the run's by default.
         batch_size: Slices a batch.
+        view: As in ``Segmenter.predict``.
+        largest_component: As in ``Segmenter.predict``.
         overwrite: Do everything again, and replace files that were not made in this way.
         on_progress: Called after every image.
 
@@ -94,11 +98,18 @@ def predict_folder(
         dataset = _with_truth(segmenter, dataset, labels)
     elif labels is not None:
         raise InputError(f"{segmenter.config.method} was given true masks", "no labels: it needs no prompt")
+    segmenter.require_view(view)
     items = _plan(dataset, out)
     found = segmenter.supports(support, task, batch_size)
-    target = segmenter.target(found, objects)
+    target = segmenter.target(found, objects, view)
     seed = segmenter.config.seed if seed is None else seed
-    options = {"objects": [c.name for c in target.classes], "probabilities": probabilities, "seed": seed}
+    options = {
+        "objects": [c.name for c in target.classes],
+        "probabilities": probabilities,
+        "seed": seed,
+        "view": view,
+        "largest_component": largest_component,
+    }
     about = provenance.about(segmenter, found, options | {"batch_size": segmenter.batch_size(batch_size)})
     key = provenance.key(segmenter, found, options)
     manifest = _open(out, key, about, items, overwrite)
@@ -117,7 +128,9 @@ def predict_folder(
     progress = _Progress(on_progress, len(items))
     log = _Log(manifest, progress)
     size = segmenter.batch_size(batch_size)
-    writer: Behind[Item, Item] = Behind(lambda item: _write(item, out, target, probabilities), BEHIND)
+    writer: Behind[Item, Item] = Behind(
+        lambda item: _write(item, out, target, probabilities, largest_component), BEHIND
+    )
     try:
         with writer:
             waiting: deque[Item] = deque()
@@ -252,12 +265,12 @@ def _read(
     return replace(item, job=job)
 
 
-def _write(item: Item, out: Path, target: Target, probabilities: bool) -> Item:
+def _write(item: Item, out: Path, target: Target, probabilities: bool, largest_component: bool) -> Item:
     """Write a finished job; what is wrong with the disk becomes its ``failure``."""
     assert item.job is not None
     start = time.perf_counter()
     try:
-        made = item.job.prediction(target.classes)
+        made = item.job.prediction(target.classes, largest_component)
         made.save(out / item.output)
         if probabilities:
             _write_probabilities(made, target.classes, out / "probabilities" / item.output)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from samsans import config as configuration
 from samsans import io, methods
-from samsans.config import DataConfig, RunConfig
+from samsans.config import DataConfig, RunConfig, SliceAxis
 from samsans.data.cases import Dataset, find_cases, grid_shift
 from samsans.data.classes import read_classes
 from samsans.data.transforms import Preprocess
@@ -61,13 +62,7 @@ class Segmenter:
             method.timer = Timer(self.device)
         self.config, self.classes, self.run, self.weights_file = config, tuple(classes), run, weights_file
         self.precision = precision
-        window, channels = config.data.window, config.data.channels
-        self.preprocess = Preprocess(
-            input_size=method.backbone.input_size,
-            resize=config.backbone.resize,
-            window=None if window is None else (window[0], window[1]),
-            channels="auto" if channels == "auto" else tuple(channels),
-        )
+        self.preprocess = Preprocess.of(config, method.backbone.input_size, predicting=True)
         self.banks = Banks(method, config, self.classes, self.preprocess, run, self.device, precision)
         self.k = self.banks.k
 
@@ -98,6 +93,8 @@ class Segmenter:
         labels: Any = None,
         seed: int | None = None,
         batch_size: int | None = None,
+        view: str | None = None,
+        largest_component: bool = False,
     ) -> Prediction:
         """Segment one image or volume.
 
@@ -112,6 +109,9 @@ class Segmenter:
             labels: The image's own true mask; prompted baselines only.
             seed: Of the draw of supports; the run's by default.
             batch_size: Slices a batch.
+            view: One of ``views``, instead of the method's own answer.
+            largest_component: Keep of each object its largest connected piece alone, in the whole volume; voxels that
+                touch at a face, an edge or a corner are connected (our decision).  Probabilities stay as they are.
 
         Returns:
             The label map on the input's own grid.
@@ -126,8 +126,9 @@ class Segmenter:
             volume = as_image(image, spacing)
             id = io.stem(volume.path) if volume.path is not None else "image"
             truth = self._truth(id, volume, labels)
+        self.require_view(view)
         found = self.supports(support, task, batch_size)
-        target = self.target(found, objects)
+        target = self.target(found, objects, view)
         job = open_job(
             id,
             volume,
@@ -139,7 +140,7 @@ class Segmenter:
         )
         job.seconds |= timer.seconds
         done = next(self.runner(batch_size).run([job], target, probabilities=probabilities))
-        return done.prediction(target.classes)
+        return done.prediction(target.classes, largest_component)
 
     def _truth(self, id: str, volume: Volume, labels: Any) -> Volume | None:
         """The target's own mask, for prompted baselines and nobody else."""
@@ -176,6 +177,8 @@ class Segmenter:
         probabilities: bool = False,
         seed: int | None = None,
         batch_size: int | None = None,
+        view: str | None = None,
+        largest_component: bool = False,
         overwrite: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Manifest:
@@ -193,6 +196,8 @@ class Segmenter:
             probabilities=probabilities,
             seed=seed,
             batch_size=batch_size,
+            view=view,
+            largest_component=largest_component,
             overwrite=overwrite,
             on_progress=on_progress,
         )
@@ -217,6 +222,20 @@ class Segmenter:
         """The bank to segment with: a task's, one given, one made of pairs, or one of the run's training images."""
         return self.banks.find(support, task, self.batch_size(batch_size))
 
+    # -- answers besides the method's own ---------------------------------------------------------------------------
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the answers that the method can give besides its own, e.g. of one decoder alone."""
+        return tuple(getattr(self.method, "views", ()))
+
+    def require_view(self, view: str | None) -> None:
+        """InputError where the method has no such answer."""
+        if view is not None and view not in self.views:
+            raise InputError(
+                f"{self.config.method} has no view {view!r}", f"one of {', '.join(self.views) or '(none)'}"
+            )
+
     # -- what the parts share ---------------------------------------------------------------------------------------
 
     @cached_property
@@ -224,7 +243,7 @@ class Segmenter:
         """SHA-256 of the weights file; empty where nothing was loaded."""
         return io.file_hash(self.weights_file) if self.weights_file is not None else ""
 
-    def target(self, found: Supports, wanted: Sequence[str] | None) -> Target:
+    def target(self, found: Supports, wanted: Sequence[str] | None, view: str | None = None) -> Target:
         """What to ask the method for: the bank's objects, or the run's; of those the ones wanted."""
         if found.bank is None:
             classes = self.classes
@@ -234,12 +253,12 @@ class Segmenter:
         if not names:
             raise InputError("no objects to segment", "the objects of the run", "Give classes")
         if wanted is None:
-            return Target(names, tuple(range(len(names))), classes, found.bank)
+            return Target(classes, tuple(range(len(names))), found.bank, view)
         unknown = [name for name in wanted if name not in names]
         if unknown or not wanted:
             raise InputError(f"objects {', '.join(unknown) or '(none)'}", f"some of {', '.join(names)}")
         keep = tuple(i for i, name in enumerate(names) if name in wanted)
-        return Target(names, keep, tuple(classes[i] for i in keep), found.bank)
+        return Target(classes, keep, found.bank, view)
 
     def draw(self, found: Supports, id: str, seed: int | None) -> tuple[int, ...]:
         """Which pairs of the bank segment the case ``id`` (decision D-29)."""
@@ -285,6 +304,7 @@ def load(
     device: str | torch.device = "auto",
     precision: Literal["fp32", "bf16"] = "fp32",
     checkpoint: Literal["best", "last"] = "best",
+    slice_axis: SliceAxis | None = None,
 ) -> Segmenter:
     """Open the folder of a trained run.
 
@@ -293,6 +313,7 @@ def load(
         device: ``auto`` (CUDA, MPS, CPU in this order), ``cpu``, ``cuda``, ...
         precision: ``fp32``, or ``bf16`` autocast.
         checkpoint: ``best`` on the validation images (``last`` where there were none), or ``last``.
+        slice_axis: How volumes are cut into slices, see ``DataConfig``; by default as the run has it.
 
     Raises:
         InputError: the folder is no run, or its weights do not fit.
@@ -302,7 +323,11 @@ def load(
         raise InputError(f"{run} holds no config.yaml", "the folder of a run that `samsans train` wrote")
     if checkpoint not in ("best", "last"):
         raise InputError(f"checkpoint {checkpoint!r}", "best or last")
+    if slice_axis is not None and slice_axis not in get_args(SliceAxis):
+        raise InputError(f"slice_axis is {slice_axis!r}", ", ".join(get_args(SliceAxis)))
     config = configuration.load(run / "config.yaml")
+    if slice_axis is not None:
+        config = replace(config, data=replace(config.data, slice_axis=slice_axis))
     classes = read_classes(run / "classes.json")
     method = methods.build(config, [c.name for c in classes])
     file = None

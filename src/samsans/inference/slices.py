@@ -9,34 +9,45 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from samsans.config import SliceAxis
 from samsans.data import classes as objects
-from samsans.data.transforms import Levels, Preprocess, normalize
+from samsans.data.transforms import Levels, Preprocess
 from samsans.errors import InputError
+from samsans.inference.components import largest_components
 from samsans.io.orientation import Orientation
+from samsans.ops.labels import winners
 from samsans.ops.timing import Timer
 from samsans.types import Batch, ClassInfo, Prediction, Volume
-
-Axis = Literal["auto", "0", "1", "2"]
 
 
 @dataclass(frozen=True)
 class Target:
     """What is asked of a method.
 
-    objects: names of all objects it answers about.  keep: which of them are wanted, as positions.
-    classes: the wanted ones, in the order of ``keep``.  bank: encoded support pairs, of methods that have them.
+    known: all objects it answers about.  keep: which of them are wanted, as positions.
+    bank: encoded support pairs, of methods that have them.  view: which of its answers; ``None``: its own.
     """
 
-    objects: tuple[str, ...]
+    known: tuple[ClassInfo, ...]
     keep: tuple[int, ...]
-    classes: tuple[ClassInfo, ...]
     bank: Any = None
+    view: str | None = None
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """Names of all objects."""
+        return tuple(c.name for c in self.known)
+
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """The wanted objects, in the order of ``keep``."""
+        return tuple(self.known[i] for i in self.keep)
 
 
 @dataclass
@@ -74,10 +85,11 @@ class Job:
         """Count seconds."""
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
-    def prediction(self, classes: Sequence[ClassInfo]) -> Prediction:
-        """The finished job on the input's own grid."""
+    def prediction(self, classes: Sequence[ClassInfo], largest_component: bool = False) -> Prediction:
+        """The finished job on the input's own grid, if asked for with the largest piece of each object alone."""
         assert self.labels is not None
-        labels, soft = self.orientation.from_slices(self.labels), None
+        kept = largest_components(self.labels, classes) if largest_component else self.labels
+        labels, soft = self.orientation.from_slices(kept), None
         if self.probabilities is not None:
             soft = np.stack([self.orientation.from_slices(p) for p in self.probabilities])
         return Prediction(labels, tuple(classes), soft, self.volume, dict(self.seconds))
@@ -87,14 +99,14 @@ def open_job(
     id: str,
     volume: Volume,
     preprocess: Preprocess,
-    axis: Axis = "auto",
+    axis: SliceAxis = "auto",
     *,
     truth: Volume | None = None,
     truth_classes: tuple[ClassInfo, ...] = (),
     draw: tuple[int, ...] = (),
 ) -> Job:
     """Cut a volume into slices and prepare the first, so that an unusable image is known before the method runs."""
-    orientation = Orientation.of(volume, axis if axis == "auto" else int(axis))
+    orientation = Orientation.of(volume, axis)
     slices = orientation.to_slices(volume.array)
     if 0 in slices.shape:
         raise InputError(f"{volume.path or id} has the shape {volume.array.shape}", "an image with pixels")
@@ -158,11 +170,12 @@ class Runner:
         bank = self._draw(target.bank, [job.draw for job, _ in waiting])
         prepared = time.perf_counter()
         with autocast(self.device, self.precision), torch.inference_mode():
-            logits = self.method.predict(batch, bank)
+            view = {} if target.view is None else {"view": target.view}
+            logits = self.method.predict(batch, bank, **view)
         wanted = (len(waiting), len(target.objects), *batch.images.shape[2:])
         if logits.shape != wanted:
             raise RuntimeError(f"{type(self.method).__name__}.predict gave {tuple(logits.shape)}, not {wanted}")
-        logits = logits[:, list(target.keep)].float()
+        logits = logits.float()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds = {"prepare": prepared - start, "model": time.perf_counter() - prepared}
@@ -172,7 +185,7 @@ class Runner:
         finished = []
         for (job, index), one, valid in zip(waiting, logits, batch.valid.tolist(), strict=True):
             start = time.perf_counter()
-            self._paint(job, index, one, valid, target.classes)
+            self._paint(job, index, one, valid, target)
             job.add("restore", time.perf_counter() - start)
             for part, value in seconds.items():
                 job.add(part, value / len(waiting))
@@ -191,7 +204,7 @@ class Runner:
                 masks.append(self.preprocess.labels(shown))
         where = torch.tensor(valid, dtype=torch.int64, device=self.device)
         return Batch(
-            images=normalize(torch.stack(images).to(self.device), where),
+            images=self.preprocess.normalize(torch.stack(images).to(self.device), where),
             masks=torch.stack(masks).to(self.device) if masks else None,
             ids=tuple(job.name(index) for job, index in waiting),
             objects=target.objects,
@@ -209,14 +222,36 @@ class Runner:
         chosen = {draw: here if draw == every else here.select(draw) for draw in dict.fromkeys(draws)}
         return chosen[draws[0]] if len(chosen) == 1 else [chosen[draw] for draw in draws]
 
-    def _paint(self, job: Job, index: int, logits: Tensor, valid: list[int], classes: Sequence[ClassInfo]) -> None:
+    def _paint(self, job: Job, index: int, logits: Tensor, valid: list[int], target: Target) -> None:
         """Fill one slice of the label map (and of the probabilities) from ``(N, S, S)`` logits."""
         assert job.labels is not None
-        height, width = job.slices.shape[1:3]
-        native = self.preprocess.restore(logits, valid, (height, width))
-        if job.probabilities is not None:
-            job.probabilities[:, index] = native.sigmoid().cpu().numpy()
-        job.labels[index] = objects.compose(native.cpu().numpy(), classes)
+        size, keep = job.slices.shape[1:3], list(target.keep)
+        if self.method.needs.exclusive:
+            native = self.preprocess.restore(logits, valid, size)
+            shown, soft = _exclusive(native, target.known, job.probabilities is not None)
+            shown, soft = shown[keep], None if soft is None else soft[keep]
+        else:
+            shown = self.preprocess.restore(logits[keep], valid, size)
+            soft = shown.sigmoid() if job.probabilities is not None else None
+        if job.probabilities is not None and soft is not None:
+            job.probabilities[:, index] = soft.cpu().numpy()
+        job.labels[index] = objects.compose(shown.cpu().numpy(), target.classes)
+
+
+def _exclusive(logits: Tensor, known: Sequence[ClassInfo], probabilities: bool) -> tuple[Tensor, Tensor | None]:
+    """What each pixel is by the logits ``(N, H, W)`` of objects of which it has one, relative to background.
+
+    Returns ``(N, H, W)`` bool, the object that wins the pixel and those it lies inside by definition (the disc around
+    its cup: such methods learn the rim), and if asked for ``(N, H, W)`` float, probabilities of the softmax over
+    background and objects, those of objects inside added.
+    """
+    within = torch.from_numpy(objects.inner_objects(known)).to(logits.device).float()
+    within += torch.eye(len(known), device=logits.device)
+    won = torch.einsum("ij,jhw->ihw", within, winners(logits).float()) > 0
+    if not probabilities:
+        return won, None
+    background = torch.zeros_like(logits[:1])
+    return won, torch.einsum("ij,jhw->ihw", within, torch.cat([background, logits]).softmax(0)[1:])
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -18,13 +18,12 @@ import numpy as np
 import torch
 
 from samsans import io
-from samsans.config import DataConfig
+from samsans.config import DataConfig, SliceAxis
 from samsans.data import classes as objects
 from samsans.data.cases import Dataset, find_cases, grid_shift
-from samsans.data.transforms import Preprocess, normalize
+from samsans.data.transforms import Preprocess
 from samsans.errors import InputError
 from samsans.inference.arrays import as_image, as_labels
-from samsans.inference.slices import Axis
 from samsans.io.orientation import Orientation
 from samsans.types import Batch, ClassInfo, Volume
 
@@ -151,7 +150,7 @@ def prepare(
     examples: Iterable[Example],
     classes: Sequence[ClassInfo],
     preprocess: Preprocess,
-    axis: Axis,
+    axis: SliceAxis,
     *,
     per_volume: int,
     at_most: int | None = None,
@@ -170,7 +169,7 @@ def prepare(
             break
         volume, labels = example.image(), example.labels()
         _require_grid(example.id, volume, labels)
-        orientation = Orientation.of(volume, axis if axis == "auto" else int(axis))
+        orientation = Orientation.of(volume, axis)
         drawn, pictures = orientation.to_slices(labels.array), orientation.to_slices(volume.array)
         shown = np.flatnonzero(objects.class_masks(preprocess.sample(drawn), classes).any(axis=(0, 2, 3)))
         if not len(shown):
@@ -191,7 +190,7 @@ def prepare(
     keep = slice(at_most)
     where = torch.tensor(valid[keep], dtype=torch.int64)
     return Batch(
-        images=normalize(torch.stack(images[keep]), where),
+        images=preprocess.normalize(torch.stack(images[keep]), where),
         masks=torch.stack(masks[keep]),
         ids=tuple(ids[keep]),
         objects=tuple(c.name for c in classes),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 
+from samsans.config import SliceAxis
 from samsans.errors import InputError
 from samsans.types import Volume
 
@@ -21,6 +22,8 @@ CANONICAL = {
     1: ("coronal", (1, 2, 0), (-1, -1, -1)),  # front to back; head up; patient's right on the left
     0: ("sagittal", (0, 2, 1), (1, -1, -1)),  # left to right; head up; front of the patient on the left
 }
+
+PLANES = {plane: axis for axis, (plane, _, _) in CANONICAL.items()}
 
 
 @dataclass(frozen=True)
@@ -38,25 +41,36 @@ class Orientation:
     plane: str
 
     @classmethod
-    def of(cls, volume: Volume, slice_axis: Literal["auto"] | int = "auto") -> Orientation:
+    def of(cls, volume: Volume, slice_axis: SliceAxis | int = "auto") -> Orientation:
         """The orientation of a volume from its affine.
 
-        slice_axis: the array axis to slice along, or ``auto``: an axis of length 1 if it is the only one, else the
-            axis whose spacing is more than 1.5 times the next largest, else the one nearest to superior-inferior.
+        slice_axis: the array axis to slice along, as a number or its text; a plane of the patient, ``axial``,
+            ``coronal`` or ``sagittal``: the axis nearest to its normal; or ``auto``: an axis of length 1 if it is the
+            only one, else the axis whose spacing is more than 1.5 times the next largest, else the one nearest to
+            superior-inferior.
 
         Within the slices the radiological convention holds (see ``CANONICAL``), whatever the storage order: the same
         volume with permuted or flipped axes gives the same slices.  Without an affine nothing is flipped, and
-        ``auto`` keeps the axes as they are.
+        ``auto`` keeps the axes as they are; InputError where a plane is asked for.
         """
-        if slice_axis not in ("auto", 0, 1, 2):
-            raise InputError(f"slice_axis is {slice_axis!r}", "'auto', 0, 1 or 2", "Correct the option")
+        if str(slice_axis) not in get_args(SliceAxis):
+            raise InputError(f"slice_axis is {slice_axis!r}", ", ".join(get_args(SliceAxis)), "Correct the option")
         if volume.affine is None:
+            if slice_axis in PLANES:
+                raise InputError(
+                    f"{slice_axis} slices of {volume.path or 'an image'}, which states no place in the patient",
+                    "an image with geometry, e.g. NIfTI or DICOM",
+                    "Set data.slice_axis to 0, 1, 2 or auto",
+                )
             chosen = 0 if slice_axis == "auto" else int(slice_axis)
             axes = ((0, 1, 2), (1, 0, 2), (2, 0, 1))[chosen]
             return cls(axes, (False, False, False), _permuted(volume.spacing, axes), "")
         directions = volume.affine[:3, 2::-1]  # (3 of RAS, 3 array axes) mm
         anatomy = _anatomy(directions)
-        chosen = _slice_axis(volume, anatomy) if slice_axis == "auto" else int(slice_axis)
+        if slice_axis == "auto":
+            chosen = _slice_axis(volume, anatomy)
+        else:
+            chosen = anatomy.index(PLANES[slice_axis]) if slice_axis in PLANES else int(slice_axis)
         plane, wanted, signs = CANONICAL[anatomy[chosen]]
         axes = (anatomy.index(wanted[0]), anatomy.index(wanted[1]), anatomy.index(wanted[2]))
         flips = tuple(bool(directions[w, a] * s < 0) for w, a, s in zip(wanted, axes, signs, strict=True))

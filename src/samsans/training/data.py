@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,11 +17,9 @@ from samsans.data.cases import Dataset as Cases
 from samsans.data.classes import write_classes
 from samsans.data.episodes import BatchSource, EpisodeSource
 from samsans.data.slices import SliceDataset
-from samsans.data.splits import Split, make_split
-from samsans.data.transforms import Preprocess, inside, normalize
+from samsans.data.splits import Split, few_slices, make_split
+from samsans.data.transforms import Preprocess, inside
 from samsans.types import Batch, Needs
-
-FOREGROUND = 1 / 3  # least share of a plain batch that shows an object (our decision)
 
 
 class Source(Protocol):
@@ -43,6 +41,11 @@ class Slices(Protocol):
     @property
     def present(self) -> np.ndarray:
         """``(len, N)`` bool: which slice shows which object."""
+        ...
+
+    @property
+    def class_pixels(self) -> np.ndarray:
+        """``(N + 1,)`` int64: pixels of background and of each object in all slices."""
         ...
 
     def __len__(self) -> int: ...
@@ -73,6 +76,11 @@ class PreparedSlices:
         """``(len, N)`` bool: which slice shows which object."""
         return self.slices.present
 
+    @property
+    def class_pixels(self) -> np.ndarray:
+        """``(N + 1,)`` int64: pixels of background and of each object in all slices, padding not counted."""
+        return self.slices.class_pixels
+
     def __len__(self) -> int:
         return len(self.slices)
 
@@ -80,7 +88,7 @@ class PreparedSlices:
         """Those slices, normalised, with masks."""
         items = [self.slices[i] for i in indices]
         valid = torch.tensor([item.valid for item in items], dtype=torch.int64)
-        images = normalize(torch.stack([item.image for item in items]), valid)
+        images = self.slices.preprocess.normalize(torch.stack([item.image for item in items]), valid)
         masks = torch.stack([item.masks for item in items]) & inside(valid, images.shape[-1])[:, None]
         return Batch(images, masks, tuple(item.id for item in items), self.slices.objects, None, valid)
 
@@ -91,25 +99,44 @@ def choose_split(dataset: Cases, config: RunConfig, run: Path) -> Split:
     return Split.load(written) if written.is_file() else make_split(dataset, config.split, config.seed)
 
 
+def draw_slices(dataset: Cases, split: Split, config: RunConfig, needs: Needs, input_size: int) -> Split:
+    """The split with ``split.slice_share`` of its training slices, drawn; unchanged where no share is asked for."""
+    if config.split.slice_share is None:
+        return split
+    names = _training_slices(dataset, split, config, needs, input_size).ids
+    return replace(split, slices=few_slices(names, config.split.slice_share, config.seed))
+
+
 def read_data(dataset: Cases, split: Split, config: RunConfig, needs: Needs, input_size: int) -> TrainingData:
     """Slices and batches of a split, for a network that sees ``input_size`` pixels a side."""
-    data, window, channels = config.data, config.data.window, config.data.channels
-    preprocess = Preprocess(
-        input_size,
-        config.backbone.resize,
-        None if window is None else (window[0], window[1]),
-        channels if isinstance(channels, str) else tuple(channels),
-    )
-    train, val = (
-        SliceDataset(dataset, ids, preprocess, slice_axis=data.slice_axis, cache_gb=data.cache_gb)
-        for ids in (split.train, split.val)
+    train = _training_slices(dataset, split, config, needs, input_size)
+    val = SliceDataset(
+        dataset,
+        split.val,
+        train.preprocess,
+        slice_axis=config.data.slice_axis,
+        cache_gb=config.data.cache_gb,
+        exclusive=needs.exclusive,
     )
     source: Source
     if needs.supports:
         source = EpisodeSource(train, config.episodes, config.augment, config.seed)
     else:
-        source = BatchSource(train, config.train.batch_size, config.augment, config.seed, FOREGROUND)
+        source = BatchSource(train, config.train.batch_size, config.augment, config.seed, config.train.foreground)
     return TrainingData(source, PreparedSlices(train), PreparedSlices(val), train.objects)
+
+
+def _training_slices(dataset: Cases, split: Split, config: RunConfig, needs: Needs, input_size: int) -> SliceDataset:
+    return SliceDataset(
+        dataset,
+        split.train,
+        Preprocess.of(config, input_size),
+        slice_axis=config.data.slice_axis,
+        cache_gb=config.data.cache_gb,
+        only=split.slices or None,
+        foreground=config.split.slices == "foreground",
+        exclusive=needs.exclusive,
+    )
 
 
 def describe(run: Path, dataset: Cases, split: Split) -> None:

@@ -22,7 +22,7 @@ from samsans.errors import InputError
 from samsans.io.atomic import sweep, write_json, write_text
 from samsans.methods import weights
 from samsans.training import checkpoints
-from samsans.training.data import TrainingData, choose_split, describe, loader, read_data
+from samsans.training.data import TrainingData, choose_split, describe, draw_slices, loader, read_data
 from samsans.training.errors import TrainingStopped
 from samsans.training.log import CsvLog, read
 from samsans.training.schedule import Duration
@@ -78,7 +78,10 @@ def train(
         parts = ", ".join(f"{len(ids)} to {what}" for what, ids in (("train", split.train), ("validate", split.val)))
         display.say(f"{dataset.root}: {dataset.layout}; {parts}; objects {', '.join(c.name for c in dataset.classes)}")
         method = methods.build(config, [c.name for c in dataset.classes])
-        data = read_data(dataset, split, config, method.needs, method.backbone.input_size)
+        side = method.backbone.input_size
+        if not (run / "split.json").is_file():  # what a run once drew is written there
+            split = draw_slices(dataset, split, config, method.needs, side)
+        data = read_data(dataset, split, config, method.needs, side)
         if first_process():
             describe(run, dataset, split)
         if not tuple(method.stages(config)):
