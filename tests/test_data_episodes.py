@@ -16,7 +16,7 @@ from samsans.config import AugmentConfig, DataConfig, EpisodeConfig
 from samsans.data.cases import find_cases
 from samsans.data.episodes import BatchSource, EpisodeSource
 from samsans.data.slices import SliceDataset
-from samsans.data.transforms import Preprocess
+from samsans.data.transforms import Preprocess, inside
 from samsans.errors import InputError
 
 ALL = AugmentConfig(flip=0.5, rotate=15, scale=0.1, shift=0.1, intensity=0.1)
@@ -215,3 +215,20 @@ def test_batches_with_foreground(stacks: SliceDataset) -> None:
 def test_slices_of_volumes_come_with_one_two_or_four_supports(stacks: SliceDataset) -> None:  # decision D-21
     source = EpisodeSource(stacks, EpisodeConfig(images=16, targets=4), AugmentConfig())
     assert {len(source.batch(step).ids) for step in range(30)} == {2, 3, 5}
+
+
+@pytest.mark.parametrize("policy", ["hsam", "samed", "autosam"])
+def test_published_changes_and_unit_statistics(tmp_path: Path, policy: str) -> None:
+    dataset = flat_set(tmp_path, 6, (1, 2))
+    preprocess = Preprocess(20, resize="pad", statistics="unit", resampling="spline", via=12)
+    slices = SliceDataset(dataset, [c.id for c in dataset.cases], preprocess)
+    source = BatchSource(slices, 6, AugmentConfig(policy=policy), 1)  # type: ignore[arg-type]
+    batch, again = source.batch(3), source.batch(3)
+    assert torch.equal(batch.images, again.images)
+    assert batch.masks is not None
+    assert batch.valid is not None
+    assert 0 <= batch.images.min() < batch.images.max() <= 1
+    outside = ~inside(batch.valid, 20)[:, None]
+    assert outside.any()
+    assert not (batch.masks & outside).any()
+    assert not (batch.images * outside).any()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samsans.config import AugmentConfig
+from samsans.data import policies
 
 
 def moves(config: AugmentConfig) -> bool:
@@ -31,8 +32,11 @@ def augment(images: Tensor, masks: Tensor, config: AugmentConfig, rng: np.random
     """Change each of ``B`` images and its masks at random; what comes from outside the image is black and no object.
 
     images: ``(B, 3, S, S)`` uint8.  masks: ``(B, N, S, S)`` bool.  Same shapes and types are returned; the very same
-    tensors where ``config`` asks for nothing.  Images are sampled bilinearly, masks at the nearest pixel.
+    tensors where ``config`` asks for nothing.  Images are sampled bilinearly, masks at the nearest pixel, save where
+    a published ``policy`` (see ``policies``) has it otherwise.
     """
+    if config.policy != "affine":
+        return policies.apply(images, masks, config, rng)
     if moves(config):
         theta = torch.from_numpy(np.stack([draw_affine(config, rng) for _ in range(len(images))]))
         grid = F.affine_grid(theta, [len(images), 1, *images.shape[-2:]], align_corners=False)
