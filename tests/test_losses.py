@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from samsans.ops.losses import dice_loss
+from samsans.ops.losses import cross_entropy, dice_loss, softmax_dice_loss
 
 
 def test_value_by_hand() -> None:
@@ -53,3 +53,54 @@ def test_small_logits_are_enlarged_and_low_precision_is_lifted() -> None:
 def test_leading_dimensions_must_agree() -> None:
     with pytest.raises(ValueError, match="truth"):
         dice_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4))
+
+
+# -- softmax losses of classes that exclude each other -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("classes", "ce", "dice", "total"), [(9, 2.197225, 0.975610, 1.097771), (2, 0.693147, 0.6, 0.609315)]
+)
+def test_zero_logits_on_background(classes: int, ce: float, dice: float, total: float) -> None:  # check 6
+    logits, labels = torch.zeros(2, classes, 64, 64), torch.zeros(2, 64, 64, dtype=torch.int64)
+    found = cross_entropy(logits, labels), softmax_dice_loss(logits, labels)
+    assert [float(value) for value in found] == pytest.approx([ce, dice], abs=2e-6)
+    assert float(0.1 * found[0] + 0.9 * found[1]) == pytest.approx(total, abs=2e-6)
+
+
+def test_softmax_losses_equal_a_float64_oracle() -> None:
+    rng = np.random.default_rng(3)
+    logits, labels = 2 * rng.normal(size=(3, 5, 12, 10)), rng.integers(0, 4, size=(3, 12, 10))  # class 4 is absent
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    truth = np.stack([labels == k for k in range(5)], 1)
+    ratio = (2 * (p * truth).sum((0, 2, 3)) + 1e-5) / ((p**2).sum((0, 2, 3)) + truth.sum((0, 2, 3)) + 1e-5)
+    found = softmax_dice_loss(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx((1 - ratio).mean(), rel=1e-5)
+    entropy = -np.log((p * truth).sum(1)).mean()
+    assert float(cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels))) == pytest.approx(entropy, rel=1e-5)
+
+
+def test_softmax_dice_loss_keeps_its_precision_over_millions_of_pixels() -> None:
+    logits = torch.randn(8, 2, 512, 512, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(8, 512, 512, dtype=torch.int64)
+    p = logits.double().softmax(1)
+    ratio = torch.stack([2 * p[:, 0].sum() / (p[:, 0].square().sum() + labels.numel()), torch.zeros(())])
+    assert float(softmax_dice_loss(logits, labels)) == pytest.approx(float((1 - ratio).mean()), rel=1e-6)
+
+
+def test_confident_truth_costs_nothing_even_with_absent_classes() -> None:  # check 6
+    labels = torch.randint(0, 3, (2, 16, 16), generator=torch.Generator().manual_seed(0))
+    logits = 200.0 * torch.nn.functional.one_hot(labels, 9).permute(0, 3, 1, 2) - 100
+    assert float(cross_entropy(logits, labels)) == pytest.approx(0, abs=1e-6)
+    assert float(softmax_dice_loss(logits, labels)) == pytest.approx(0, abs=1e-6)
+
+
+def test_softmax_losses_are_float32_under_autocast() -> None:
+    logits = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    labels = torch.randint(0, 4, (2, 16, 16), generator=torch.Generator().manual_seed(1))
+    for function in (cross_entropy, softmax_dice_loss):
+        with torch.autocast("cpu", torch.bfloat16):
+            value = function(logits, labels)
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, function(logits.float(), labels))

@@ -8,8 +8,10 @@ from torch import Tensor
 
 def class_labels(masks: Tensor) -> Tensor:
     """``(B, N, H, W)`` bool masks that do not overlap as ``(B, H, W)`` int64: 0 background, k the k-th object."""
-    numbers = torch.arange(1, masks.shape[1] + 1, device=masks.device).view(1, -1, 1, 1)
-    return (masks * numbers).amax(1)
+    count = masks.shape[1]
+    dtype = torch.uint8 if count < 256 else torch.int32  # the product is the largest tensor of a training step's loss
+    numbers = torch.arange(1, count + 1, dtype=dtype, device=masks.device).view(1, -1, 1, 1)
+    return (masks * numbers).amax(1).long()
 
 
 def shrink_labels(labels: Tensor, side: int) -> Tensor:

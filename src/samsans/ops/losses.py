@@ -52,8 +52,13 @@ def softmax_dice_loss(logits: Tensor, labels: Tensor, eps: float = 1e-5) -> Tens
     logits: ``(B, K, h, w)`` float of any precision.  labels: ``(B, h, w)`` int64.  Returns a float32 scalar.
     """
     p = logits.to(torch.float32).softmax(1)
-    classes = p.shape[1]
-    chosen = p.gather(1, labels[:, None])[:, 0].flatten()
-    overlap = p.new_zeros(classes).index_add_(0, labels.flatten(), chosen)
-    truth = torch.bincount(labels.flatten(), minlength=classes).to(p.dtype)
+    chosen = p.gather(1, labels[:, None])[:, 0]
+    overlap, truth = _by_class(chosen, labels, p.shape[1]), _by_class(torch.ones_like(chosen), labels, p.shape[1])
     return (1 - (2 * overlap + eps) / (p.square().sum((0, 2, 3)) + truth + eps)).mean()
+
+
+def _by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Sum ``(K,)`` of the values ``(B, h, w)`` of each label; row by row first, since millions of float32 values added
+    one after the other would lose the small ones."""
+    rows = values.new_zeros(*values.shape[:2], classes)
+    return rows.scatter_add(2, labels, values).sum((0, 1))
