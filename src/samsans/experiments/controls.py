@@ -22,7 +22,6 @@ from samsans.config import DataConfig
 from samsans.data.cases import Dataset, find_cases
 from samsans.data.slices import SliceDataset
 from samsans.data.splits import Split
-from samsans.data.transforms import normalize
 from samsans.errors import InputError
 from samsans.experiments.panel import draw_panel
 from samsans.metrics.evaluate import evaluate
@@ -169,7 +168,7 @@ def _bank(
 ) -> Any:
     items = [pool[i] for i in indices]
     masks = torch.stack([item.masks[column : column + 1] for item in items])
-    images = normalize(torch.stack([item.image for item in items]))
+    images = pool.preprocess.normalize(torch.stack([item.image for item in items]))
     batch = Batch(images, masks if change is None else change(masks), tuple(item.id for item in items), (name,))
     return segmenter.method.encode_support(batch.to(segmenter.device))
 
