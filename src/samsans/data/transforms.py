@@ -137,9 +137,9 @@ class Preprocess:
 
         valid: ``(B, 2)`` int64, height and width of the image part; ``None``: no padding.
         """
-        if self.statistics == "sam":
-            return normalize(images, valid)
-        out = images.float() / 255
+        values = (MEAN, STD) if self.statistics == "sam" else ((0.0,) * 3, (255.0,) * 3)
+        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in values)
+        out = (images.float() - mean) / std
         return out if valid is None else out * inside(valid, images.shape[-1])[:, None]
 
     def _sizes(self, height: int, width: int) -> list[tuple[int, int]]:
@@ -172,17 +172,6 @@ class Preprocess:
                 f"one or three numbers from 0 to {there - 1}",
             )
         return picked
-
-
-def normalize(images: Tensor, valid: Tensor | None = None) -> Tensor:
-    """``(B, 3, S, S)`` float32 from uint8: ImageNet mean and standard deviation in 0..255, zero outside ``valid``.
-
-    valid: ``(B, 2)`` int64, height and width of the image part; ``None``: no padding.
-    """
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
-    out = (images.float() - mean) / std
-    return out if valid is None else out * inside(valid, images.shape[-1])[:, None]
 
 
 def inside(valid: Tensor, side: int) -> Tensor:
