@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +21,16 @@ from samsans.types import Case, ClassInfo, Volume
 SCANNED = 64  # label files read to infer the objects
 UNLABELLED = "no masks: the cases can be segmented, not learned from"
 SHIFT = 0.5  # largest distance between the grids of an image and its mask, in voxels
+
+
+def slice_name(case: str, number: int) -> str:
+    """``case#012``: a slice of a volume, numbered from 0 as it is cut (see ``DataConfig.slice_axis``)."""
+    return f"{case}#{number:03d}"
+
+
+def case_of_slice(name: str, cases: Container[str]) -> str:
+    """The case id in a slice's name, which is the case id itself of a picture."""
+    return name if name in cases else name.rpartition("#")[0]
 
 
 @dataclass(frozen=True)
@@ -241,9 +251,7 @@ def _stack(
         habit = {p.likely for p in ordered}
         likely = habit.pop() if len(habit) == 1 else None
         part = _shared(name, "parts of the split", {p.part for p in ordered if p.part is not None})
-        out.append(
-            (layouts.Pair(name, images, labels, patient, part, likely.pop() if len(likely) == 1 else None), True)
-        )
+        out.append((layouts.Pair(name, images, labels, patient, part, likely), True))
     note = f"{len(partly)} stacks have masks on some slices only and count as unlabelled: {', '.join(partly[:5])}"
     return out, note if partly else ""
 

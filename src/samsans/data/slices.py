@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from samsans.config import SliceAxis
-from samsans.data.cases import Dataset, require_same_grid
+from samsans.data.cases import Dataset, require_same_grid, slice_name
 from samsans.data.classes import class_masks, disjoint_classes, value_counts
 from samsans.data.transforms import Levels, Preprocess
 from samsans.errors import InputError
@@ -51,16 +51,15 @@ class _Entry:
 
     @property
     def id(self) -> str:
-        return slice_name(self.case.id, self.index, self.depth)
+        return _name(self.case, self.index, self.depth)
 
     @property
     def present(self) -> tuple[bool, ...]:
         return tuple(n > 0 for n in self.pixels[1:])
 
 
-def slice_name(case: str, index: int, depth: int) -> str:
-    """``case``, or ``case#012`` of a volume: slices are numbered from 0, as cut (see ``DataConfig.slice_axis``)."""
-    return case if depth == 1 else f"{case}#{index:03d}"
+def _name(case: Case, index: int, depth: int) -> str:
+    return case.id if depth == 1 else slice_name(case.id, index)
 
 
 @dataclass(frozen=True)
@@ -208,7 +207,7 @@ class SliceDataset(Sequence[Slice]):
 
     def _kept(self, case: Case, depth: int) -> list[int]:
         """Which of the ``depth`` slices of a case are asked for."""
-        return [i for i in range(depth) if self._only is None or slice_name(case.id, i, depth) in self._only]
+        return [i for i in range(depth) if self._only is None or _name(case, i, depth) in self._only]
 
     def _pixels(self, labels: np.ndarray) -> tuple[int, ...]:
         """Pixels of background and of each object in a slice ``(H, W)`` of file values, as resized."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from samsans.config import SplitConfig
-from samsans.data.cases import Dataset
+from samsans.data import protocols
+from samsans.data.cases import Dataset, case_of_slice
 from samsans.errors import InputError
 from samsans.io import atomic
 
@@ -25,15 +26,17 @@ class Split:
     """Case ids of each part, in order of the data set.
 
     slices: names of the only training slices to learn from; empty: all of them.
+    notes: what was concluded, for people.
     """
 
     train: tuple[str, ...]
     val: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     slices: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def save(self, path: str | Path) -> Path:
-        """Write ``{"train": [ids], "val": [ids], "test": [ids], "slices": [names]}``."""
+        """Write ``{"train": [ids], "val": [ids], "test": [ids], "slices": [names], "notes": [...]}``."""
         return atomic.write_json(path, asdict(self))
 
     @classmethod
@@ -54,7 +57,7 @@ class Split:
             value = value[fold]
         if not isinstance(value, Mapping) or not isinstance(value.get("train"), list):
             raise InputError(f"{path} holds no split", '{"train": [ids], "val": [ids]}, or a list of such folds')
-        return cls(*(tuple(str(id) for id in value.get(part, ())) for part in (*PARTS, "slices")))
+        return cls(*(tuple(str(id) for id in value.get(part, ())) for part in (*PARTS, "slices", "notes")))
 
 
 def few_slices(names: Sequence[str], share: float, seed: int = 0) -> tuple[str, ...]:
@@ -75,17 +78,25 @@ def few_slices(names: Sequence[str], share: float, seed: int = 0) -> tuple[str, 
 def make_split(dataset: Dataset, config: SplitConfig, seed: int = 0) -> Split:
     """Divide the cases by patient.
 
-    A split file wins over parts that the data set declares (folders, imagesTs, a CSV column), and these over shares.
+    A split file or a published split (``protocol``) wins over parts that the data set declares (folders, imagesTs, a
+    CSV column), and these over shares; ``val`` is then a share of the published training patients.
     ``test_patients`` are always held out.  Shares are of the patients not yet placed and at least one patient each.
     Unlabelled cases are never learned from: they are in ``test`` where declared so, else in no part.  ``shots`` keeps
-    at most one training image a patient.
+    at most one training image a patient.  ``slice_share`` is drawn by training, once the slices are known, with
+    ``few_slices``.
 
     Raises InputError where a patient would straddle parts, an id or patient is unknown, or nobody is left to train on.
     """
     rng = np.random.default_rng([seed, 0x5017])
     patients = {c.id: c.patient for c in dataset.cases}
-    if config.file is not None:
-        parts = _from_file(dataset, config)
+    declared_test = {id for id, part in dataset.parts.items() if part == "test"}
+    slices: tuple[str, ...] = ()
+    notes: list[str] = []
+    if config.protocol is not None:
+        parts, slices, notes = _published(dataset, config, rng)
+        declared_test = {id for id, part in parts.items() if part == "test"}
+    elif config.file is not None:
+        parts, slices = _from_file(dataset, config)
     else:
         parts = {id: part for id, part in dataset.parts.items() if part != "train"}
         _require_apart(parts | {id: "train" for id, p in dataset.parts.items() if p == "train"}, patients)
@@ -102,7 +113,6 @@ def make_split(dataset: Dataset, config: SplitConfig, seed: int = 0) -> Split:
             drawn = drawn[wanted:]
         parts = {id: placed.get(patient, "train") for id, patient in patients.items()}
     labelled = {c.id for c in dataset.labelled}
-    declared_test = {id for id, part in dataset.parts.items() if part == "test"}
     usable = [c.id for c in dataset.cases if c.id in parts and (c.id in labelled or c.id in declared_test)]
     by_part = {part: [id for id in usable if parts[id] == part] for part in PARTS}
     train = [id for id in by_part["train"] if id in labelled]
@@ -117,11 +127,47 @@ def make_split(dataset: Dataset, config: SplitConfig, seed: int = 0) -> Split:
         )
     if config.shots is not None:
         train = _few(train, patients, config.shots, rng)
-    return Split(tuple(train), tuple(by_part["val"]), tuple(by_part["test"]))
+    if config.slice_share is not None:
+        people = len({patients[id] for id in train})
+        notes.append(f"split.slice_share draws slices over all {people} training patients: few-shot by slices")
+    kept = _slices_of(train, slices, patients)
+    return Split(tuple(train), tuple(by_part["val"]), tuple(by_part["test"]), kept, tuple(notes))
 
 
-def _from_file(dataset: Dataset, config: SplitConfig) -> dict[str, str]:
-    """Part of every id in ``config.file``; declared test cases stay test where the file does not place them."""
+def _slices_of(train: Sequence[str], slices: Sequence[str], known: Container[str]) -> tuple[str, ...]:
+    """Those of the named slices that belong to the training cases."""
+    cases = set(train)
+    kept = tuple(name for name in slices if case_of_slice(name, known) in cases)
+    if slices and not kept:
+        raise InputError(
+            f"none of the {len(slices)} slices of the split, such as {slices[0]!r}, is of a training case",
+            "slices named by case, or case#number of a volume",
+            "Mend the slices of the split file",
+        )
+    return kept
+
+
+def _published(
+    dataset: Dataset, config: SplitConfig, rng: np.random.Generator
+) -> tuple[dict[str, str], tuple[str, ...], list[str]]:
+    """Part of every case of a published split, its only slices, and notes; ``val`` is drawn from those who train."""
+    assert config.protocol is not None
+    others = {"split.file": config.file, "split.test": config.test, "split.test_patients": config.test_patients}
+    if clash := [key for key, value in others.items() if value]:
+        raise InputError(f"{' and '.join(clash)} beside split.protocol", "one of them", "A published split decides it")
+    found = protocols.place(protocols.load(config.protocol), dataset)
+    patients = {c.id: c.patient for c in dataset.cases}
+    _require_apart(found.parts, patients)
+    free = sorted({patients[id] for id, part in found.parts.items() if part == "train"})
+    wanted = _count("val", config.val, len(free))
+    held = {free[i] for i in rng.permutation(len(free))[:wanted]}
+    parts = {id: "val" if patients[id] in held else part for id, part in found.parts.items()}
+    away = [f"{wanted} of its {len(free)} training patients are held out to validate"] if wanted else []
+    return parts, found.slices, [*found.notes, *away]
+
+
+def _from_file(dataset: Dataset, config: SplitConfig) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Part of every id in ``config.file`` and its only slices; declared test cases stay test where it places none."""
     assert config.file is not None
     split = Split.load(config.file, config.fold)
     patients = {c.id: c.patient for c in dataset.cases}
@@ -141,7 +187,7 @@ def _from_file(dataset: Dataset, config: SplitConfig) -> dict[str, str]:
     held = set(_known(config.test_patients, patients))
     parts |= {id: "test" for id, patient in patients.items() if patient in held}
     _require_apart(parts, patients)
-    return parts
+    return parts, split.slices
 
 
 def _known(names: Iterable[str], patients: Mapping[str, str]) -> list[str]:
