@@ -77,6 +77,8 @@ def train(
         split = choose_split(dataset, config, run)
         parts = ", ".join(f"{len(ids)} to {what}" for what, ids in (("train", split.train), ("validate", split.val)))
         display.say(f"{dataset.root}: {dataset.layout}; {parts}; objects {', '.join(c.name for c in dataset.classes)}")
+        for note in split.notes:
+            display.say(note)
         method = methods.build(config, [c.name for c in dataset.classes])
         side = method.backbone.input_size
         if not (run / "split.json").is_file():  # what a run once drew is written there
