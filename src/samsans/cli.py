@@ -1,4 +1,4 @@
-"""The command line: ``samsans check | train | predict | evaluate | models | experiment | demo``.
+"""The command line: ``samsans check | train | import | predict | evaluate | models | experiment | demo``.
 
 A command parses its arguments and calls one function of ``samsans.api`` (or of ``experiments``).  Nothing here imports
 torch before a command needs it.
@@ -20,9 +20,10 @@ from samsans.errors import InputError, SamsansError
 COMMANDS = {
     "check": "what was understood of a data set, what is wrong in it, and how to mend it",
     "train": "train a method on a folder of annotated images",
+    "import": "make a run of weights that the authors of a method released",
     "predict": "segment files, folders and volumes with a trained run",
     "evaluate": "compare label maps with a reference: tables and a report",
-    "models": "backbones and methods: size, licence, where the weights are",
+    "models": "backbones, methods and recipes: size, licence, where the weights are, what was published",
     "experiment": "protocols of the papers and controls, each with its table and figure",
     "demo": "train, predict and evaluate on generated images",
 }
@@ -132,7 +133,9 @@ def train_parser(method: str, preset: str) -> Any:
     parser.add_argument("data_folder", type=str, metavar="DATA", help="folder or CSV of images with masks")
     parser.add_argument("-o", "--out", type=str, required=True, metavar="RUN", help="run folder to write")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    parser.add_argument("--config", type=str, metavar="FILE", help="YAML file of settings")
+    parser.add_argument(
+        "--config", type=str, metavar="RECIPE|FILE", help="a recipe by name, or a YAML file of settings"
+    )
     parser.add_argument("--shots", type=int, help="few-shot: training images, at most one a patient")
     parser.add_argument("--steps", type=int, help="optimiser steps")
     parser.add_argument("--epochs", type=int, help="passes over the training images")
@@ -147,14 +150,22 @@ def _train(argv: list[str]) -> int:
 
     if not argv or argv[0] in ("-h", "--help"):
         methods = "\n".join(f"  {entry.name:14}{entry.summary}" for entry in zoo.list_methods())
-        print(f"usage: samsans train METHOD DATA -o RUN [options]\n\n{methods}\n\nsamsans train METHOD --help")
+        usage = "samsans train METHOD DATA -o RUN [options]\n       samsans train --config RECIPE DATA -o RUN [options]"
+        print(f"usage: {usage}\n\n{methods}\n\nsamsans train METHOD --help\nsamsans models list shows the recipes")
         return 0
-    if argv[0].startswith("-"):
-        raise InputError(f"{argv[0]!r} before the method", "samsans train METHOD DATA -o RUN, options after the method")
-    method, argv = argv[0], _named_backbone(argv[1:])
-    zoo.method_entry(method)
     file = _peek(argv, "--config")
     in_file = config.flatten(config.read_yaml(file)) if file else {}
+    told: str | None = argv[0]
+    if "method" in in_file and argv[0] not in zoo.METHODS and (argv[0].startswith("-") or Path(argv[0]).exists()):
+        told = None
+    elif argv[0].startswith("-"):
+        raise InputError(
+            f"{argv[0]!r} before the method",
+            "samsans train METHOD DATA -o RUN, options after the method, or --config with a file that names its method",
+        )
+    method = api.choose_method(told, in_file.get("method"), file)
+    argv = _named_backbone(argv if told is None else argv[1:])
+    zoo.method_entry(method)
     backbone = _peek(argv, "--backbone-name", "--backbone.name") or in_file.get("backbone.name")
     preset = config.choose_preset(method, _peek(argv, "--preset") or in_file.get("preset"), backbone)
     args = _parse(train_parser(method, preset), argv, defaults=False).as_flat()
@@ -168,6 +179,34 @@ def _train(argv: list[str]) -> int:
     train(resolved, Path(out), resume=resume)
     if first_process():
         print(f"trained: {out}  (preset {preset})\nnext: samsans predict {out} -i IMAGES -o MASKS")
+    return 0
+
+
+def _import(argv: list[str]) -> int:
+    parser = _parser("import")
+    parser.add_argument("method", choices=["hsam"], help="whose weights they are")
+    parser.add_argument("checkpoint", type=str, metavar="CHECKPOINT", help=".pth, .pt or .safetensors as released")
+    parser.add_argument("-o", "--out", type=str, required=True, metavar="RUN", help="run folder to write")
+    parser.add_argument("--backbone", type=str, required=True, metavar="NAME|FILE", help="the SAM it was trained on")
+    parser.add_argument("--input-size", type=int, help="side in pixels; by default what the file tells, else 512")
+    parser.add_argument("--classes", type=str, nargs="+", help="objects in the order of the classes; else Synapse's 8")
+    parser.add_argument("--window", type=float, nargs=2, help="intensities shown black and white; Synapse's: -125 275")
+    parser.add_argument("--names", type=str, metavar="FILE", help="YAML: names in the file to ours, before our table")
+    args = _parse(parser, argv)
+    from samsans import config
+    from samsans.training.imported import import_released
+
+    import_released(
+        args.checkpoint,
+        args.out,
+        backbone=args.backbone,
+        method=args.method,
+        input_size=args.input_size,
+        classes=args.classes or (),
+        window=args.window,
+        names=config.read_yaml(args.names) if args.names else None,
+    )
+    print(f"imported: {args.out}\nnext: samsans predict {args.out} -i IMAGES -o MASKS")
     return 0
 
 
@@ -196,6 +235,9 @@ def _predict(argv: list[str]) -> int:
     parser.add_argument("--split", choices=["train", "val", "test"], help="only this part of the run's own split")
     parser.add_argument("--labels", type=str, help="true masks, for the prompted baselines alone")
     parser.add_argument("--probabilities", action="store_true", help="also write each object's probability")
+    parser.add_argument("--view", help="another answer of the method, e.g. stage1 of H-SAM")
+    parser.add_argument("--largest-component", action="store_true", help="keep each object's largest piece alone")
+    parser.add_argument("--slice-axis", help="how volumes are cut: auto, axial, coronal, sagittal, 0, 1, 2 (the run's)")
     parser.add_argument("--overwrite", action="store_true", help="do again what is already there")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
@@ -207,7 +249,13 @@ def _predict(argv: list[str]) -> int:
     from samsans import api
     from samsans.display import Display
 
-    segmenter = api.load(args.run, device=args.device, precision=args.precision, checkpoint=args.checkpoint)
+    segmenter = api.load(
+        args.run,
+        device=args.device,
+        precision=args.precision,
+        checkpoint=args.checkpoint,
+        slice_axis=args.slice_axis,
+    )
     inputs = api.inputs(segmenter, args.input, _data_config(args.input[0], args.data), args.split)
     support, task = args.support, args.task
     if support and task:
@@ -223,6 +271,8 @@ def _predict(argv: list[str]) -> int:
             probabilities=args.probabilities,
             seed=args.seed,
             batch_size=args.batch_size,
+            view=args.view,
+            largest_component=args.largest_component,
             overwrite=args.overwrite,
             on_progress=display.step,
         )
@@ -241,6 +291,9 @@ def _evaluate(argv: list[str]) -> int:
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")
     parser.add_argument("--allow-missing", action="store_true", help="leave references without prediction out")
+    parser.add_argument(
+        "--panels", type=int, nargs="?", const=3, default=0, metavar="N", help="draw the stages of N cases (3)"
+    )
     _data_options(parser)
     args = _parse(parser, argv)
     from samsans import api
@@ -252,6 +305,7 @@ def _evaluate(argv: list[str]) -> int:
             _data_config(args.reference, args.data),
             args.out,
             convention=args.convention,
+            panels=args.panels,
             images=args.images,
             nsd_tolerance_mm=args.tolerance,
             bootstrap=args.bootstrap,
@@ -265,18 +319,18 @@ def _evaluate(argv: list[str]) -> int:
 
 
 def _models(argv: list[str]) -> int:
-    from samsans import zoo
+    from samsans import recipes, zoo
 
     parser = _parser("models")
     parser.add_argument("action", choices=["list", "show", "where"], nargs="?", default="list")
-    parser.add_argument("name", nargs="?", help="a backbone or method")
+    parser.add_argument("name", nargs="?", help="a backbone, method or recipe")
     args = _parse(parser, argv)
     if args.action == "list":
-        print(zoo.table())
+        print(f"{zoo.table()}\n\n{recipes.table()}")
     elif args.action == "show":
         if args.name is None:
             raise InputError("`samsans models show` without a name", "one that `samsans models list` prints")
-        print(zoo.show(args.name))
+        print(recipes.show(args.name) if args.name in recipes.names() else zoo.show(args.name))
     else:
         for entry in [zoo.backbone_entry(args.name)] if args.name else zoo.list_backbones():
             found = "needs no weights" if entry.from_scratch else zoo.where(entry.name) or "not on this machine"
@@ -294,6 +348,8 @@ def _experiment(argv: list[str]) -> int:
     parser.add_argument("-o", "--out", type=str, required=True, help="folder for the table and the figure")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--limit", type=int, help="evaluate at most this many images")
+    parser.add_argument("--split", choices=["val", "test"], help="which held-out part of the run (test, else val)")
+    parser.add_argument("--convention", default="default", help="also score by this convention")
     _data_options(parser)
     args = _parse(parser, argv)
     from samsans.display import Display
@@ -306,6 +362,8 @@ def _experiment(argv: list[str]) -> int:
             Path(args.out),
             seed=args.seed,
             limit=args.limit,
+            part=args.split,
+            convention=args.convention,
             on_progress=display.step,
         )
     print(table)
