@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samsans import config as configuration
+from samsans import recipes
 from samsans.config import DataConfig, RunConfig
 from samsans.errors import InputError
 from samsans.types import Case, ClassInfo, Progress
@@ -15,8 +16,9 @@ from samsans.types import Case, ClassInfo, Progress
 if TYPE_CHECKING:
     from samsans.data.cases import Dataset
     from samsans.data.check import CheckReport
+    from samsans.data.splits import Split
     from samsans.inference import Segmenter
-    from samsans.metrics.evaluate import Summary
+    from samsans.metrics.evaluate import Illustrate, Summary
 
 OnProgress = Callable[[Progress], None]
 
@@ -40,23 +42,37 @@ def check(data: str | Path | DataConfig, *, on_progress: OnProgress | None = Non
 
 
 def resolve(
-    method: str,
+    method: str | None,
     data: str | Path | None = None,
     *,
     preset: str | None = None,
     config: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """The configuration of a run: defaults < preset < YAML file < options (dotted keys or ``SHORTCUTS``)."""
+    """The configuration of a run: defaults < preset < YAML file < options (dotted keys or ``SHORTCUTS``).
+
+    ``method`` may be left to the YAML file; ``InputError`` where the two disagree, or neither names one.
+    """
     values = configuration.flatten(configuration.read_yaml(config)) if config else {}
+    method = choose_method(method, values.get("method"), config)
     values |= {SHORTCUTS.get(k, k): v for k, v in configuration.flatten(options or {}).items() if v is not None}
     if data is not None:
         values["data.path"] = str(Path(data).resolve())
     return configuration.from_dict(values, method=method, preset=preset)
 
 
+def choose_method(told: str | None, in_file: str | None, file: str | Path | None) -> str:
+    """The method of a run: as told, else as its YAML file has it; ``InputError`` where they disagree or are silent."""
+    if told is None and in_file is None:
+        where = f"{file} names no method" if file else "no method is named"
+        raise InputError(where, "a name of `samsans models list`, or a recipe")
+    if told is not None and in_file is not None and told != in_file:
+        raise InputError(f"the method {told!r}, but {file} is of {in_file!r}", "one method", "Leave one of them out")
+    return told or str(in_file)
+
+
 def train(
-    method: str,
+    method: str | None,
     data: str | Path,
     *,
     out: str | Path,
@@ -69,11 +85,11 @@ def train(
     """Train a method on a data set.
 
     Args:
-        method: A name of ``samsans models``, e.g. ``proxy_prompt``.
+        method: A name of ``samsans models``, e.g. ``proxy_prompt``; ``None``: the one of ``config``.
         data: Folder or CSV in any layout that ``check`` understands.
         out: Run folder to write.
         preset: Named settings; by default ``paper``, or ``scratch`` for a backbone that trains from nothing.
-        config: YAML file of settings.
+        config: YAML file of settings, or the name of a recipe.
         resume: Continue an interrupted run.
         on_progress: Called with a ``Progress``.
         options: ``shots``, ``steps``, ``epochs``, ``minutes``, ``seed``, ``input_size``, ``backbone``, or any dotted
@@ -131,10 +147,14 @@ def evaluate(
     out: str | Path,
     *,
     convention: str = "default",
+    panels: int = 0,
     on_progress: OnProgress | None = None,
     **options: Any,
 ) -> Summary:
     """Compare label maps with a reference and write ``summary.json``, ``cases.csv`` and ``report.html``.
+
+    Where the run that predicted them is still there and was trained from a recipe, our numbers stand beside the
+    published ones.
 
     Args:
         predictions: Folder that ``predict`` wrote.
@@ -142,6 +162,8 @@ def evaluate(
             that the predicting run was trained on is read as it was then.
         out: Report folder.
         convention: How empty masks count, and over what; a name of ``samsans.metrics.conventions``.
+        panels: Also draw ``panels.png``: so many cases, from best to worst, with the truth and every view of the method
+            side by side.  Opens the run again and segments these cases once a view.
         on_progress: Called with a ``Progress``.
         options: Passed to ``samsans.metrics.evaluate.evaluate``.
     """
@@ -149,16 +171,21 @@ def evaluate(
 
     if not Path(predictions).exists():
         raise InputError(f"there is nothing at {predictions}", "a folder of label maps that predict wrote")
-    trained, seen = _training_of(Path(predictions))
-    data = _as_trained(_data(reference), trained)
+    run_folder, origin = _origin(Path(predictions))
+    data = _as_trained(_data(reference), None if origin is None else origin.data)
     cases, classes = _reference(Path(predictions), data)
+    split = None if run_folder is None else _split_of(run_folder)
+    illustrate = _illustrate(Path(predictions), run_folder, data, panels) if panels else None
     return run(
         Path(predictions),
         Path(data.path) if cases is None else cases,
         Path(out),
         convention=convention,
         classes=classes or None,
-        seen=seen,
+        seen=() if split is None else split.train,
+        recipe=None if origin is None else origin.recipe,
+        notes=_recipe_notes(Path(predictions), origin, split),
+        illustrate=illustrate,
         on_progress=on_progress,
         **options,
     )
@@ -176,16 +203,87 @@ def _as_trained(data: DataConfig, trained: DataConfig | None) -> DataConfig:
     return replace(trained, path=data.path)
 
 
-def _training_of(predictions: Path) -> tuple[DataConfig | None, Sequence[str]]:
-    """The data set and the training ids of the run that made the predictions, where that run is still there."""
-    from samsans.data.splits import Split
+def _origin(predictions: Path) -> tuple[Path | None, RunConfig | None]:
+    """The run that made the predictions and its configuration, where that run is still there."""
     from samsans.metrics.matching import read_manifest
 
     run = Path(read_manifest(predictions).get("run") or "")
     if not (run / "config.yaml").is_file():
-        return None, ()
-    split = run / "split.json"
-    return configuration.load(run / "config.yaml").data, Split.load(split).train if split.is_file() else ()
+        return None, None
+    return run, configuration.load(run / "config.yaml")
+
+
+def _split_of(run: Path) -> Split | None:
+    from samsans.data.splits import Split
+
+    return Split.load(run / "split.json") if (run / "split.json").is_file() else None
+
+
+def _recipe_notes(predictions: Path, origin: RunConfig | None, split: Split | None) -> list[str]:
+    """What keeps a run from being its recipe: other settings, and test cases that were not predicted."""
+    if origin is None or not origin.recipe.published:
+        return []
+    notes = []
+    departures = recipes.departures(origin)
+    if departures:
+        notes.append(f"The run departs from its recipe {origin.recipe.name}: {'; '.join(departures)}.")
+    if split is not None and split.test:
+        left = set(split.test) - _predicted(predictions)
+        if left:
+            notes.append(f"{len(left)} of the {len(split.test)} test cases of the recipe's split were not predicted.")
+    return notes
+
+
+def _illustrate(predictions: Path, run: Path | None, data: DataConfig, count: int) -> Illustrate:
+    """What draws ``panels.png`` once the cases are scored."""
+    from samsans import io
+    from samsans.data.cases import Dataset
+    from samsans.metrics import panels
+    from samsans.metrics.matching import Pair, read_manifest
+
+    manifest = read_manifest(predictions)
+    options = manifest.get("options", {})
+
+    def draw(summary: Any, pairs: Any, objects: Any) -> list[Any]:
+        segmenter = None if run is None else _reopen(run, manifest)
+        views = () if segmenter is None else segmenter.views
+        remark = "The run that predicted them is not there: only its prediction is shown." if run is None else ""
+
+        def answers(pair: Pair) -> dict[str, Any]:
+            if segmenter is None or not views:
+                return {"prediction": io.read_labels(pair.prediction).array}
+            if not pair.case.images:
+                raise InputError(
+                    f"{pair.case.id} has no image: its views cannot be drawn", "a data set with its images"
+                )
+            spacing = None if data.spacing is None else (data.spacing[0], data.spacing[1], data.spacing[2])
+            volume = Dataset(Path(data.path), "", (pair.case,), spacing=spacing).read_image(pair.case)
+            chosen = {
+                "objects": options.get("objects"),
+                "seed": options.get("seed"),
+                "largest_component": bool(options.get("largest_component")),
+            }
+            return {view: segmenter.predict(volume, view=view, **chosen).labels for view in views}
+
+        return [panels.plate(summary, pairs, objects, answers, count=count, remark=remark)]
+
+    return draw
+
+
+def _reopen(run: Path, manifest: Mapping[str, Any]) -> Segmenter:
+    """The run as it was when it predicted; ``InputError`` where its weights have changed since."""
+    weights = manifest.get("weights", {})
+    segmenter = load(
+        run,
+        precision=manifest.get("precision", "fp32"),
+        checkpoint="last" if Path(weights.get("file") or "").stem == "last" else "best",
+        slice_axis=manifest.get("slice_axis"),
+    )
+    if segmenter.views and (segmenter.weights_hash or None) != weights.get("sha256"):
+        raise InputError(
+            f"the weights of {run} are not those that made the predictions", "the same weights", "Predict again"
+        )
+    return segmenter
 
 
 def _reference(predictions: Path, reference: DataConfig) -> tuple[list[Case] | None, Sequence[ClassInfo]]:
@@ -199,10 +297,7 @@ def _reference(predictions: Path, reference: DataConfig) -> tuple[list[Case] | N
     dataset = find_cases(reference)
     if not dataset.labelled:
         return None, ()
-    if predictions.is_dir():
-        predicted = {_relative(file, predictions) for file in io.find_images(predictions)}
-    else:
-        predicted = {io.stem(predictions)}
+    predicted = _predicted(predictions)
     cases = [case for case in dataset.labelled if case.id in predicted]
     if not cases:
         raise InputError(
@@ -212,7 +307,11 @@ def _reference(predictions: Path, reference: DataConfig) -> tuple[list[Case] | N
     return cases, dataset.classes
 
 
-def _relative(file: Path, folder: Path) -> str:
+def _predicted(predictions: Path) -> set[str]:
+    """Ids of the label maps of a folder, or of one file."""
     from samsans import io
 
-    return (file.relative_to(folder).parent / io.stem(file)).as_posix()
+    if not predictions.is_dir():
+        return {io.stem(predictions)}
+    files = io.find_images(predictions)
+    return {(file.relative_to(predictions).parent / io.stem(file)).as_posix() for file in files}

@@ -6,10 +6,23 @@ folder ``recipes`` of the source, and inside the package once it is installed.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from samsans.errors import InputError
+
+if TYPE_CHECKING:
+    from samsans.config import RunConfig
+
+OWN_BUSINESS = re.compile(
+    r"seed|recipe\.|data\.(path|cache_gb)|backbone\.(attention|checkpointing)|"
+    r"train\.(workers|accelerator|devices|strategy|save_|pictures_|validate_)"
+)
+"""Keys of a run that may differ from its recipe: they change where and how fast it runs, or the luck of the draw."""
 
 
 @dataclass
@@ -83,3 +96,55 @@ def locate(name: str | Path) -> Path:
     if known.is_file():
         return known
     raise InputError(f"no configuration at {name}", f"a YAML file, or a recipe: {', '.join(names())}")
+
+
+def table() -> str:
+    """Every recipe with its method, data set and the published Dice, as a short table."""
+    lines = [f"{'recipe':23}{'method':10}{'data':12}published Dice"]
+    for name in names():
+        values = _read(name)
+        about = values["recipe"]
+        data = re.split(r" \(|,", about["dataset"])[0]
+        lines.append(f"{name:23}{values['method']:10}{data:12}{about['published'][0]['dice']:.4f}")
+    return "\n".join(lines)
+
+
+def show(name: str) -> str:
+    """What a recipe repeats, of which data, from where and under which terms, as lines of text."""
+    values = _read(name)
+    about = values["recipe"]
+    rows = {
+        "recipe": name,
+        "method": f"{values['method']}, preset {values['preset']}",
+        "split": values["split"]["protocol"],
+        **{key: about[key] for key in ("dataset", "source", "terms", "layout", "tolerance")},
+    }
+    lines = [f"{key:10} {value}" for key, value in rows.items()]
+    for row in about["published"]:
+        distance = f", HD95 {row['hd95']}" if row.get("hd95") is not None else ""
+        lines += ["", f"published  {row['method']}: Dice {row['dice']:.4f}{distance} ({row['table']})"]
+        if row.get("classes"):
+            lines.append("           " + ", ".join(f"{k} {v:.4f}" for k, v in row["classes"].items()))
+        if row.get("note"):
+            lines.append(f"           {row['note']}")
+    return "\n".join(lines)
+
+
+def departures(config: RunConfig) -> tuple[str, ...]:
+    """Where a run's settings differ from those of the recipe it names: ``key: the recipe's value -> the run's``.
+
+    Where it ran, how often it saved and its seed are left out.  Empty for a run of no known recipe.
+    """
+    from samsans import config as configuration
+
+    if config.recipe.name not in names():
+        return ()
+    meant = configuration.flatten(configuration.to_dict(configuration.load(config.recipe.name)))
+    made = configuration.flatten(configuration.to_dict(config))
+    differing = (key for key in {**meant, **made} if meant.get(key) != made.get(key) and not OWN_BUSINESS.match(key))
+    return tuple(f"{key}: {meant.get(key)} -> {made.get(key)}" for key in differing)
+
+
+def _read(name: str) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(locate(name).read_text(encoding="utf-8"))
+    return values

@@ -5,12 +5,18 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from samsans.config import DataConfig
-from samsans.types import Progress
+from samsans.errors import InputError
+from samsans.types import Case, Progress
+
+if TYPE_CHECKING:
+    from samsans.data.cases import Dataset
 
 EXPERIMENTS = {
     "controls": "samsans.experiments.controls:controls",
+    "stages": "samsans.experiments.stages:stages",
 }
 
 
@@ -22,6 +28,8 @@ def run(
     *,
     seed: int = 0,
     limit: int | None = None,
+    part: Literal["val", "test"] | None = None,
+    convention: str = "default",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> str:
     """Run the experiment ``name`` of a trained run on a data set; writes into ``out`` and returns its table as text.
@@ -33,8 +41,24 @@ def run(
         out: Folder for tables, figures and label maps.
         seed: Of the draws.
         limit: Evaluate at most this many images.
+        part: Which held-out part of the run; by default ``test``, or ``val`` where nobody is in it.
+        convention: Name of a convention of ``samsans.metrics.conventions``.
         on_progress: Called with a ``Progress``.
     """
     module, _, function = EXPERIMENTS[name].partition(":")
     experiment = getattr(importlib.import_module(module), function)
-    return experiment(data, run_folder, out, seed=seed, limit=limit, on_progress=on_progress)
+    options = {"seed": seed, "limit": limit, "part": part, "convention": convention, "on_progress": on_progress}
+    return experiment(data, run_folder, out, **options)
+
+
+def held_out(dataset: Dataset, run_folder: Path, part: Literal["val", "test"] | None, limit: int | None) -> list[Case]:
+    """The labelled cases of a data set that a run held out, at most ``limit``; ``InputError`` where there is none."""
+    from samsans.data.splits import Split
+
+    split = Split.load(run_folder / "split.json")
+    ids = set(getattr(split, part) if part else split.test or split.val)
+    cases = [case for case in dataset.labelled if case.id in ids][:limit]
+    if not cases:
+        where = f" for {part}" if part else ""
+        raise InputError(f"{run_folder} holds no case of {dataset.root} out{where}", "a run with --split.test 0.2, say")
+    return cases

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from samsans.data.cases import Dataset, find_cases
 from samsans.data.slices import SliceDataset
 from samsans.data.splits import Split
 from samsans.errors import InputError
+from samsans.experiments import held_out
 from samsans.experiments.panel import draw_panel
 from samsans.metrics.evaluate import evaluate
 from samsans.types import Batch, Case, ClassInfo, Progress
@@ -62,6 +63,8 @@ def controls(
     *,
     seed: int = 0,
     limit: int | None = None,
+    part: Literal["val", "test"] | None = None,
+    convention: str = "default",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> str:
     """Run all arms on the run's held-out cases; writes ``controls.json``, two pictures and the label maps.
@@ -72,6 +75,8 @@ def controls(
         out: Folder to write.
         seed: Of the draw of support pairs.
         limit: Evaluate at most this many held-out cases.
+        part: Which held-out part; by default ``test``, or ``val`` where nobody is in it.
+        convention: By which every arm is scored.
         on_progress: Called after every arm.
 
     Returns:
@@ -88,10 +93,7 @@ def controls(
     known = {c.name: list(c.values) for c in segmenter.classes}
     dataset = find_cases(replace(data, classes=data.classes or known))
     split = Split.load(run_folder / "split.json")
-    held_out = split.test or split.val
-    test = [case for case in dataset.labelled if case.id in set(held_out)][:limit]
-    if not test:
-        raise InputError(f"{run_folder} holds no case of {dataset.root} out", "a run with --split.test 0.2, say")
+    test = held_out(dataset, run_folder, part, limit)
     pool = SliceDataset(dataset, split.train, segmenter.preprocess, slice_axis=segmenter.config.data.slice_axis)
     arms = _arms(segmenter, pool, seed)
     rows: list[Row] = []
@@ -104,7 +106,8 @@ def controls(
             _write_mean_mask(pool, dataset, shown, info, folder)
         else:
             segmenter.predict_folder(replace(dataset, cases=tuple(shown)), folder, support=bank, overwrite=True)
-        found = evaluate(folder, shown, out / "reports" / info.name / arm.replace(" ", "_"), classes=[info], seed=seed)
+        report = out / "reports" / info.name / arm.replace(" ", "_")
+        found = evaluate(folder, shown, report, convention=convention, classes=[info], seed=seed)
         scores = found.classes[info.name]
         low, high = scores["ci"]["dice"] or (float("nan"), float("nan"))
         dice = np.array([row["dice"] for row in sorted(found.cases, key=lambda row: row["id"])], float)

@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 
 from samsans import io
-from samsans.data.classes import painted
 from samsans.errors import InputError
-from samsans.io.atomic import write_json, write_text
-from samsans.metrics import conventions, matching, statistics
+from samsans.io.atomic import atomic_path, write_json, write_text
+from samsans.metrics import conventions, examples, matching, statistics
 from samsans.metrics.conventions import METRICS, Convention, Score
+from samsans.metrics.pictures import Plate
+from samsans.metrics.published import Comparison, compare
+from samsans.recipes import RecipeConfig
 from samsans.types import Case, ClassInfo, Progress
+
+Illustrate = Callable[["Summary", Sequence[matching.Pair], Sequence[ClassInfo]], Sequence[Plate]]
 
 CSV_COLUMNS = ("id", "patient", "slice", "class", "state", *METRICS, "prediction_voxels", "reference_voxels", "unit")
 
@@ -35,6 +39,7 @@ class Summary:
     ``std``, ``absent`` (in both), ``missed`` (only in the reference), ``spurious`` (only in the prediction).
     cases: one row for each sample and class.  skipped: ids left out, by reason.  notes: what a reader must know.
     provenance: the manifest of the prediction folder with its cases counted, empty where there is none.
+    published: the same beside the published rows of the recipe that the run was trained from; None without one.
     """
 
     convention: str
@@ -50,6 +55,7 @@ class Summary:
     notes: Sequence[str] = ()
     predictions: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    published: Comparison | None = None
 
     def text(self) -> str:
         """The table of means with its convention, for a terminal."""
@@ -58,6 +64,7 @@ class Summary:
         for name, row in {**self.classes, "mean": self.mean}.items():
             cells = ("-" if row[metric] is None else f"{row[metric]:.3f}" for metric in METRICS)
             lines.append(f"{name:16}" + "".join(f"{cell:>10}" for cell in cells))
+        lines += ["", self.published.text(self.mean, self.classes), ""] if self.published is not None else []
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,6 +85,9 @@ def evaluate(
     seed: int = 0,
     allow_missing: bool = False,
     seen: Collection[str] = (),
+    recipe: RecipeConfig | None = None,
+    notes: Sequence[str] = (),
+    illustrate: Illustrate | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Score predictions against references and write ``summary.json``, ``cases.csv`` and ``report.html`` into ``out``.
@@ -95,6 +105,9 @@ def evaluate(
     bootstrap: resamples of the 95 % intervals over patients (cases, where patients are unknown); 0 for none.
     allow_missing: leave references without prediction out, and list them, instead of refusing.
     seen: ids that the model was trained on; a note tells how many of them are scored.
+    recipe: what the predicting run was to repeat; its published rows are shown beside ours.
+    notes: more sentences for the reader.
+    illustrate: makes more pictures for the report of what was scored; they are also written into ``out``.
     Overlaps are in [0, 1].  Nothing is written before all cases are scored; each file appears whole or not at all.
     Raises InputError where files do not match, grids differ, or references hold values but none of any class.
     """
@@ -123,7 +136,7 @@ def evaluate(
             "references in which at least one object is drawn",
             "give the classes with the values of these files",
         )
-    notes = _notes(rows, matched, strangers)
+    notes = [*_notes(rows, matched, strangers), *notes]
     known = {pair.case.id for pair in matched.pairs} & set(seen)
     if known:
         notes.append(f"{len(known)} of the {len(matched.pairs)} cases were trained on: no measure of unseen images.")
@@ -151,9 +164,14 @@ def evaluate(
         notes=notes,
         predictions=str(predictions),
         provenance=manifest,
+        published=None if recipe is None else compare(recipe, rules.name, table["mean"], table["classes"]),
         **table,
     )
-    page = report.render(summary, pairs, objects)
+    plates = illustrate(summary, pairs, objects) if illustrate is not None else ()
+    page = report.render(summary, pairs, objects, plates)
+    for plate in plates:
+        with atomic_path(out / plate.file) as temporary:
+            temporary.write_bytes(plate.png)
     write_text(out / "cases.csv", _csv(rows))
     write_text(out / "report.html", page)
     write_json(out / "summary.json", summary.to_dict())
@@ -181,7 +199,7 @@ def _score_case(
     made_up = grid.affine is not None and drawn.affine is None and np.array_equal(grid.affine, np.eye(4))  # of pictures
     unit = "px" if made_up or not rules.use_spacing else grid.unit
     rows: list[dict[str, Any]] = []
-    for name, p, r in object_masks(predicted.array, drawn.array, objects):
+    for name, p, r in examples.masks(predicted.array, drawn.array, objects):
         samples: list[tuple[int | None, np.ndarray, np.ndarray, tuple[float, ...]]]
         if rules.level == "slice":
             samples = [(z, p[z], r[z], grid.spacing[1:]) for z in range(len(r))]
@@ -191,23 +209,6 @@ def _score_case(
             score = conventions.score(p_sample, r_sample, spacing, rules, tolerance)
             rows.append(_row(pair.case, z, name, score, unit))
     return rows
-
-
-def object_masks(
-    predicted: np.ndarray, drawn: np.ndarray, objects: Sequence[ClassInfo]
-) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, predicted mask and reference mask of each object, bool, of the shape of the label maps.
-
-    An object painted over another that holds it by definition (a cup in its disc) counts for both.
-    """
-    ours = painted(objects)
-    return [
-        (c.name, _member(predicted, p.values), _member(drawn, c.values)) for c, p in zip(objects, ours, strict=True)
-    ]
-
-
-def _member(array: np.ndarray, values: Sequence[int]) -> np.ndarray:
-    return array == values[0] if len(values) == 1 else np.isin(array, values)
 
 
 def _row(case: Case, z: int | None, name: str, score: Score, unit: str) -> dict[str, Any]:

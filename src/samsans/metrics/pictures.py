@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,16 @@ from samsans.errors import InputError
 from samsans.palette import color
 
 SHORT_SIDE, LONG_SIDE = 256, 2048
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A finished picture for a report: its file name, title, PNG content, and what to say below it."""
+
+    file: str
+    title: str
+    png: bytes
+    caption: str
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:

@@ -17,9 +17,9 @@ from PIL import Image
 
 import samsans
 from samsans import io
-from samsans.metrics import conventions, matching, pictures
+from samsans.metrics import conventions, examples, matching, pictures
 from samsans.metrics.conventions import METRICS
-from samsans.metrics.evaluate import Summary, object_masks
+from samsans.metrics.evaluate import Summary
 from samsans.palette import color
 from samsans.types import ClassInfo
 
@@ -29,11 +29,20 @@ FEWEST_FOR_BOXES, MANY_OBJECTS = 3, 12
 INK, FAINT = "#010203", "#040506"  # stand-ins that become the page's own text and line colours
 
 
-def render(summary: Summary, pairs: Sequence[matching.Pair], objects: Sequence[ClassInfo]) -> str:
-    """The report as HTML text; reads again the label maps and images of at most three cases."""
+def render(
+    summary: Summary,
+    pairs: Sequence[matching.Pair],
+    objects: Sequence[ClassInfo],
+    plates: Sequence[pictures.Plate] = (),
+) -> str:
+    """The report as HTML text; reads again the label maps and images of at most three cases.
+
+    plates: further pictures, shown with their titles and captions.
+    """
     template = resources.files("samsans.metrics").joinpath("report.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["number"] = number
+    environment.filters["signed"] = signed
     names = {
         "dice": "Dice",
         "iou": "IoU",
@@ -54,6 +63,7 @@ def render(summary: Summary, pairs: Sequence[matching.Pair], objects: Sequence[C
         else [],
         many=len(objects) > MANY_OBJECTS,
         pictures=_examples(summary, pairs, objects),
+        plates=[(plate, _png_uri(plate.png)) for plate in plates],
         rows=rows[:LISTED_ROWS],
         provenance=_flat(summary.provenance),
         sliced=any(row["slice"] is not None for row in summary.cases),
@@ -63,6 +73,11 @@ def render(summary: Summary, pairs: Sequence[matching.Pair], objects: Sequence[C
 def number(value: float | None, metric: str) -> str:
     """A metric as shown: overlaps to three decimals, distances to two, an en dash where undefined."""
     return "–" if value is None else f"{value:.2f}" if metric.endswith("_mm") else f"{value:.3f}"
+
+
+def signed(value: float | None, metric: str) -> str:
+    """A difference as shown, with its sign."""
+    return number(value, metric) if value is None else f"{'+' if value >= 0 else '−'}{number(abs(value), metric)}"
 
 
 def box_plot(summary: Summary, metric: str, title: str, chips: Mapping[str, str]) -> str:
@@ -121,11 +136,7 @@ def box_plot(summary: Summary, metric: str, title: str, chips: Mapping[str, str]
 
 def _examples(summary: Summary, pairs: Sequence[matching.Pair], objects: Sequence[ClassInfo]) -> list[dict[str, Any]]:
     """Best, median and worst case by the mean Dice of their objects; fewer where there are fewer cases."""
-    scores: dict[str, list[float | None]] = {}
-    for row in summary.cases:
-        scores.setdefault(row["id"], []).append(row["dice"])
-    means = {case: conventions.mean(values) for case, values in scores.items()}
-    ranked = sorted((value, case) for case, value in means.items() if value is not None)
+    ranked = examples.ranked(summary.cases)
     if not ranked:
         return []
     places = {"Best": len(ranked) - 1, "Median": (len(ranked) - 1) // 2, "Worst": 0}
@@ -146,34 +157,10 @@ def _examples(summary: Summary, pairs: Sequence[matching.Pair], objects: Sequenc
 
 def _picture(pair: matching.Pair, objects: Sequence[ClassInfo]) -> dict[str, Any]:
     """The telling slice of one case with and without labels, as data URIs, and what to say below it."""
-    drawn = matching.read_reference(pair.case)
-    masks = object_masks(io.read_labels(pair.prediction).array, drawn.array, objects)
-    predicted, reference = np.zeros(drawn.shape, dtype=np.int32), np.zeros(drawn.shape, dtype=np.int32)
-    for k in sorted(range(len(objects)), key=lambda k: -len(objects[k].values)):
-        predicted[masks[k][1]] = k + 1  # largest first: an object inside another is painted over it
-        reference[masks[k][2]] = k + 1
-    area = (reference > 0).sum(axis=(1, 2))
-    z = int(np.argmax(area if area.any() else (predicted > 0).sum(axis=(1, 2))))
-    image, note = _image_slice(pair, z, drawn.shape)
-    rgb = pictures.to_rgb(image, focus=(reference[z] > 0) | (predicted[z] > 0))
-    step = drawn.spacing[1:]
-    planes = [pictures.upright(plane, drawn.affine) for plane in (rgb, predicted[z], reference[z])]
-    rgb, found, truth = (pictures.square_pixels(plane, step, smooth=i == 0) for i, plane in enumerate(planes))
-    over, plain = pictures.overlay(rgb, found, truth), pictures.overlay(rgb, np.zeros_like(found))
-    where = f"slice {z + 1} of {drawn.shape[0]}" if drawn.shape[0] > 1 else ""
-    return {"overlay": _data_uri(over), "plain": _data_uri(plain), "where": where, "note": note}
-
-
-def _image_slice(pair: matching.Pair, z: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, str]:
-    """Slice ``(H, W, C)`` of the case's image, or black and the reason why."""
-    black = np.zeros((*shape[1:], 1), dtype=np.uint8)
-    if not pair.case.images:
-        return black, "no image given"
-    image = io.read_image(pair.case.images[z if pair.case.stacked else 0]).array
-    z = 0 if pair.case.stacked else z
-    if image.shape[1:3] != shape[1:] or z >= len(image):
-        return black, f"image of another size {image.shape[:3]} not shown"
-    return image[z], ""
+    shown = examples.example(pair, objects, {"prediction": io.read_labels(pair.prediction).array})
+    over = pictures.overlay(shown.rgb, shown.found["prediction"], shown.truth)
+    plain = pictures.overlay(shown.rgb, np.zeros_like(shown.truth))
+    return {"overlay": _data_uri(over), "plain": _data_uri(plain), "where": shown.where, "note": shown.note}
 
 
 def _data_uri(rgb: np.ndarray) -> str:
@@ -182,6 +169,10 @@ def _data_uri(rgb: np.ndarray) -> str:
     buffer = streams.BytesIO()
     picture.save(buffer, "JPEG", quality=92, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _png_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def _flat(manifest: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
