@@ -105,6 +105,30 @@ def test_radiological_convention(
     assert np.dot(np.cross(found[2], found[1]), found[0]) == 1  # right-handed: never a mirrored patient
 
 
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize(("axes", "flips"), ALL_48[::5])
+def test_planes_of_the_patient_by_name(plane: str, axes: tuple[int, ...], flips: tuple[bool, ...]) -> None:
+    volume = marked(spacing=(4, 1, 1))
+    turned = stored(volume, axes, flips)
+    reference, orientation = Orientation.of(volume, plane), Orientation.of(turned, plane)  # type: ignore[arg-type]
+    assert reference.axes[0] == ["axial", "coronal", "sagittal"].index(plane)
+    assert orientation.plane == reference.plane == plane
+    np.testing.assert_array_equal(orientation.to_slices(turned.array), reference.to_slices(volume.array))
+
+
+def test_axes_as_text_and_planes_without_geometry() -> None:
+    volume = marked()
+    for axis, text in enumerate(("0", "1", "2")):
+        assert Orientation.of(volume, text) == Orientation.of(volume, axis)  # type: ignore[arg-type]
+        ungrounded = Volume(volume.array)
+        assert Orientation.of(ungrounded, text) == Orientation.of(ungrounded, axis)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"coronal slices.*states no place in the patient.*0, 1, 2 or auto"):
+        Orientation.of(Volume(volume.array), "coronal")
+    for bad in ("3", "Axial", "oblique"):
+        with pytest.raises(InputError, match="auto, axial, coronal, sagittal, 0, 1, 2"):
+            Orientation.of(volume, bad)  # type: ignore[arg-type]
+
+
 def test_auto_chooses_the_slice_axis() -> None:
     assert Orientation.of(marked(spacing=(1, 1, 1))).plane == "axial"
     assert Orientation.of(marked(spacing=(1, 1.4, 1))).plane == "axial"

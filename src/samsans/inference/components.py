@@ -36,5 +36,8 @@ def _take_off_strays(labels: np.ndarray, region: np.ndarray, below: int) -> None
         return
     pieces, count = ndimage.label(region[boxes[0]], np.ones((3,) * region.ndim))
     if count > 1:
-        largest = 1 + np.bincount(pieces.ravel())[1:].argmax()
+        sizes = np.zeros(count + 1, np.int64)
+        for part in pieces:  # slice by slice: counting copies what it counts
+            sizes += np.bincount(part.ravel(), minlength=count + 1)
+        largest = 1 + sizes[1:].argmax()
         labels[boxes[0]][(pieces > 0) & (pieces != largest)] = below

@@ -232,9 +232,8 @@ class Segmenter:
     def require_view(self, view: str | None) -> None:
         """InputError where the method has no such answer."""
         if view is not None and view not in self.views:
-            raise InputError(
-                f"{self.config.method} has no view {view!r}", f"one of {', '.join(self.views) or '(none)'}"
-            )
+            known = f"one of {', '.join(self.views)}" if self.views else "none: it gives one answer"
+            raise InputError(f"view {view!r} of {self.config.method}", known)
 
     # -- what the parts share ---------------------------------------------------------------------------------------
 

@@ -1,0 +1,112 @@
+"""From cases to training slices: which are learned from, what their masks are, and what a resumed run reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from samsans import config as configuration
+from samsans.config import RunConfig
+from samsans.data.cases import Dataset, find_cases
+from samsans.data.phantoms import write
+from samsans.data.splits import Split, few_slices, make_split
+from samsans.training import train
+from samsans.training.data import draw_slices, read_data
+from samsans.types import Needs
+
+EXCLUSIVE = Needs(exclusive=True)
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four volumes of six axial slices, an organ in slices 1 to 3."""
+    folder = tmp_path_factory.mktemp("volumes")
+    mask = np.zeros((20, 24, 6), np.uint8)
+    mask[4:12, 6:16, 1:4] = 1
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        for kind, array in (("images", 100 * mask + rng.integers(0, 50, mask.shape, np.uint8)), ("labels", mask)):
+            (folder / kind).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, np.diag([1.0, 1, 4, 1])), folder / kind / f"p{number}.nii.gz")
+    return folder
+
+
+def samed(data: Path, **options: Any) -> RunConfig:
+    """SAMed on two blocks of 32 x 32 pixels."""
+    values: dict[str, Any] = {"data.path": str(data), "backbone.name": "tiny", "backbone.input_size": 32}
+    values |= {"backbone.via": None, "train.accelerator": "cpu", "train.pictures_every": 0, "train.batch_size": 4}
+    values |= {"train.epochs": 3, "train.stop_epoch": 2, "train.warmup": 2}
+    return configuration.from_dict(values | options, method="samed", preset="paper")
+
+
+def parts(config: RunConfig) -> tuple[Dataset, Split]:
+    dataset = find_cases(config.data)
+    return dataset, make_split(dataset, config.split, config.seed)
+
+
+def test_all_or_foreground_slices_are_learned_from(volumes: Path) -> None:
+    for which, wanted in (("all", 18), ("foreground", 9)):
+        config = samed(volumes, **{"split.slices": which, "split.val": 0.25})
+        dataset, split = parts(config)
+        data = read_data(dataset, split, config, EXCLUSIVE, 32)
+        assert (len(data.train), len(data.val)) == (wanted, 6)
+        assert data.train.class_pixels.sum() == wanted * 32 * 32
+        assert data.train.class_pixels[1] == pytest.approx(9 * 32 * 32 * 80 / 480, rel=0.1)
+        assert data.source.steps_per_epoch == -(-wanted // 4)
+
+
+@pytest.mark.parametrize("foreground", [0.0, 0.75, 1.0])
+def test_the_share_of_slices_with_objects_is_an_option(volumes: Path, foreground: float) -> None:
+    config = samed(volumes, **{"train.foreground": foreground})
+    data = read_data(*parts(config), config, EXCLUSIVE, 32)
+    shown = [data.source.batch(step).masks.flatten(1).any(1).sum().item() for step in range(6)]  # type: ignore[union-attr]
+    assert min(shown) >= 4 * foreground
+    assert foreground > 0 or sum(shown) == 12  # each slice once
+
+
+def test_masks_of_exclusive_methods_do_not_overlap(tmp_path: Path) -> None:
+    config = samed(write("fundus", tmp_path, n=4, size=64), **{"split.val": 0.5})
+    dataset, split = parts(config)
+    for exclusive in (True, False):
+        data = read_data(dataset, split, config, Needs(exclusive=exclusive), 32)
+        for batch in (data.source.batch(0), data.train.batch([0, 1]), data.val.batch([0])):
+            assert batch.masks is not None
+            assert batch.masks.any(dim=(2, 3)).all()
+            assert bool((batch.masks.sum(1) > 1).any()) is not exclusive
+
+
+def test_images_are_shown_by_the_statistics_of_the_run(volumes: Path) -> None:
+    for statistics, low, high in (("unit", 0.0, 1.0), ("sam", -2.2, 2.7)):
+        config = samed(volumes, **{"backbone.statistics": statistics})
+        data = read_data(*parts(config), config, EXCLUSIVE, 32)
+        for images in (data.train.batch([2, 3]).images, data.source.batch(0).images):
+            assert low <= images.min() < low + 0.2
+            assert high - 0.3 < images.max() <= high
+
+
+def test_a_share_of_the_slices_is_drawn_once_and_kept(tmp_path: Path, volumes: Path) -> None:
+    config = samed(volumes, **{"split.slices": "foreground", "split.slice_share": 0.5, "split.val": 0.25})
+    dataset, split = parts(config)
+    drawn = draw_slices(dataset, split, config, EXCLUSIVE, 32)
+    names = [f"{id}#{index:03d}" for id in split.train for index in (1, 2, 3)]
+    assert drawn == dataclasses.replace(split, slices=few_slices(names, 0.5, config.seed))
+    assert len(drawn.slices) == 4
+    whole = samed(volumes)
+    assert draw_slices(dataset, split, whole, EXCLUSIVE, 32) is split
+
+    run = train(config, tmp_path / "run")
+    written = json.loads((run / "split.json").read_text())
+    assert written["slices"] == list(drawn.slices)
+    assert json.loads((run / "train.json").read_text())["steps"] == 2  # 4 slices: one batch an epoch
+    ids = split.train[:2]
+    written["train"], written["slices"] = list(ids), [f"{id}#{index:03d}" for id in ids for index in (1, 2, 3)][:5]
+    (run / "split.json").write_text(json.dumps(written))  # whatever would be drawn now
+    train(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_epoch=3)), run, resume=True)
+    assert json.loads((run / "split.json").read_text()) == written
+    assert json.loads((run / "train.json").read_text())["steps"] == 6  # 5 slices: two batches an epoch
