@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 from PIL import Image
@@ -49,3 +50,18 @@ def flat_set(root: Path, count: int, values: tuple[int, ...] = (255,), per_patie
         png(root / "images" / name, picture(i))
         png(root / "masks" / name, mask)
     return find_cases(DataConfig(path=str(root), patient=r"^(p\d+)", classes={f"o{v}": [v] for v in values}))
+
+
+def packed(
+    path: Path, image: np.ndarray, label: np.ndarray | None, names: tuple[str, str] = ("image", "label")
+) -> Path:
+    """Write a ``.npz`` or ``.h5`` file of an image and its mask."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: array for name, array in zip(names, (image, label), strict=True) if array is not None}
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        with h5py.File(path, "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+    return path

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_files import nifti, picture, png, square
+from data_files import nifti, packed, picture, png, square
 from samsans.config import DataConfig
 from samsans.data.cases import Dataset, find_cases, require_same_grid
 from samsans.errors import InputError
@@ -358,3 +358,34 @@ def test_real_sets_are_understood(shared_data: Path, name: str) -> None:
         image, labels = found.read_image(case), found.read_labels(case)
         require_same_grid(case, image, labels)
         assert labels.array.any()
+
+
+def test_arrays_of_preprocessed_sets(tmp_path: Path) -> None:
+    image = np.zeros((4, 6), np.float32)
+    packed(tmp_path / "Synapse" / "train_npz" / "case0005_slice004.npz", image, image)
+    packed(tmp_path / "Synapse" / "train_npz" / "case0005_slice005.npz", image, image)
+    packed(tmp_path / "Synapse" / "test_vol_h5" / "case0001.npy.h5", image[None], None)
+    png(tmp_path / "preview.png", picture(0))
+    found = find(tmp_path)
+    assert [(c.id, c.patient, len(c.labels)) for c in found.cases] == [
+        ("Synapse/test_vol_h5/case0001", "case0001", 0),
+        ("Synapse/train_npz/case0005_slice004", "case0005", 1),
+        ("Synapse/train_npz/case0005_slice005", "case0005", 1),
+    ]
+    assert found.parts == {
+        "Synapse/test_vol_h5/case0001": "test",
+        **{f"Synapse/train_npz/case0005_slice00{i}": "train" for i in (4, 5)},
+    }
+    assert "1 files that are not .npz or .h5 are left out" in found.notes
+    assert {c.patient for c in find(tmp_path, patient=r"case\d{3}(\d)").cases} == {"1", "5"}
+    stacked = find(tmp_path / "Synapse" / "train_npz", volume=r"(case\d+)_slice(\d+)")
+    assert [(c.id, c.patient, len(c.images)) for c in stacked.cases] == [("case0005", "case0005", 2)]
+    assert stacked.read_labels(stacked.cases[0]).array.shape == (2, 4, 6)
+    one = find(tmp_path / "Synapse" / "train_npz" / "case0005_slice004.npz")
+    assert one.cases[0].labels == (one.cases[0].images,)
+
+
+def test_a_picture_is_not_its_own_mask(tmp_path: Path) -> None:
+    png(tmp_path / "a.png", picture(0))
+    with pytest.raises(InputError, match=r"the image .*a\.png would be its own mask"):
+        find(tmp_path, images="*.png", labels="{name}")

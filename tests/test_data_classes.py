@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from samsans.data.classes import (
     class_masks,
     compose,
+    disjoint_classes,
     infer_classes,
     named_classes,
     painted,
@@ -109,3 +110,11 @@ def test_classes_file(tmp_path: Path) -> None:
     path.write_text('{"classes": [{"name": "x"}]}')
     with pytest.raises(InputError, match="holds no list of objects"):
         read_classes(path)
+
+
+def test_disjoint_classes() -> None:
+    assert disjoint_classes(DISC_CUP) == (ClassInfo("disc", 1, (1,)), ClassInfo("cup", 2, (2,)))
+    assert disjoint_classes(ORGANS) == ORGANS
+    assert disjoint_classes(()) == ()
+    nested = named_classes({"inner": [3], "whole": [1, 2, 3, 4], "middle": [2, 3], "other": [9]})
+    assert [c.values for c in disjoint_classes(nested)] == [(3,), (1, 4), (2,), (9,)]

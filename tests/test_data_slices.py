@@ -10,7 +10,7 @@ import torch
 
 from data_files import flat_set, nifti, picture, png, square
 from samsans.config import DataConfig
-from samsans.data.cases import find_cases
+from samsans.data.cases import Dataset, find_cases
 from samsans.data.slices import SliceDataset
 from samsans.data.transforms import Preprocess
 from samsans.errors import InputError
@@ -115,3 +115,85 @@ def test_mistakes_name_the_file(tmp_path: Path) -> None:
         len(SliceDataset(dataset, ["p02_002"], Preprocess(16)))
     with pytest.raises(InputError, match="no case 'x'"):
         SliceDataset(dataset, ["x"], Preprocess(16))
+
+
+def nested(root: Path, classes: dict[str, list[int]], count: int = 3) -> Dataset:
+    """Pictures of 10 x 14 with random values 0 to 3; the last has no mask."""
+    rng = np.random.default_rng(1)
+    for i in range(count):
+        png(root / "images" / f"p{i}.png", picture(i, (10, 14)))
+        if i < count - 1:
+            png(root / "masks" / f"p{i}.png", rng.integers(0, 4, (10, 14), dtype=np.uint8))
+    return find_cases(DataConfig(path=str(root), classes=classes))
+
+
+CUP = {"disc": [1, 2], "cup": [2], "vessel": [3]}
+
+
+def test_exclusive_masks_are_disjoint_and_the_outer_one_yields(tmp_path: Path) -> None:
+    dataset = nested(tmp_path, CUP)
+    plain, apart = (SliceDataset(dataset, ["p0", "p1"], Preprocess(16), exclusive=e) for e in (False, True))
+    assert apart.objects == plain.objects == ("disc", "cup", "vessel")
+    for a, b in zip(plain, apart, strict=True):
+        disc, cup, vessel = a.masks
+        assert (disc & cup).any()
+        assert torch.equal(b.masks, torch.stack([disc & ~cup, cup, vessel]))
+        assert int(b.masks.sum(0).max()) == 1
+    assert plain.class_pixels[1] == apart.class_pixels[[1, 2]].sum()
+    assert plain.class_pixels[0] == apart.class_pixels[0]
+
+
+def test_a_disc_that_is_all_cup_is_not_shown(tmp_path: Path) -> None:
+    png(tmp_path / "images" / "a.png", picture(0))
+    png(tmp_path / "masks" / "a.png", square(2))
+    dataset = find_cases(DataConfig(path=str(tmp_path), classes=CUP))
+    assert SliceDataset(dataset, ["a"], Preprocess(16)).present.tolist() == [[True, True, False]]
+    assert SliceDataset(dataset, ["a"], Preprocess(16), exclusive=True).present.tolist() == [[False, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ({"a": [1, 2], "b": [2, 3]}, "objects a and b share mask values without one containing the other"),
+        ({"a": [1, 2, 3], "b": [3, 4]}, "objects a and b share"),
+        ({"a": [1], "b": [1]}, "objects a and b share"),
+        ({"a": [1, 2], "b": [1], "c": [2]}, "all mask values of the object a belong to objects inside it"),
+    ],
+)
+def test_objects_that_cannot_be_exclusive(tmp_path: Path, classes: dict[str, list[int]], message: str) -> None:
+    dataset = nested(tmp_path, classes)
+    SliceDataset(dataset, ["p0"], Preprocess(16))
+    with pytest.raises(InputError, match=message):
+        SliceDataset(dataset, ["p0"], Preprocess(16), exclusive=True)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize(
+    "preprocess",
+    [Preprocess(16), Preprocess(16, "pad"), Preprocess(7, "pad", resampling="spline"), Preprocess(16, via=5)],
+)
+def test_class_pixels_are_those_of_the_prepared_masks(tmp_path: Path, preprocess: Preprocess, exclusive: bool) -> None:
+    slices = SliceDataset(nested(tmp_path, CUP), ["p0", "p1", "p2"], preprocess, exclusive=exclusive)
+    counts = np.zeros(4, np.int64)
+    for item in slices[:2]:  # the third has no mask
+        height, width = item.valid
+        counts[0] += height * width - int(item.masks.any(0).sum())
+        counts[1:] += item.masks.sum((1, 2)).numpy()
+    assert slices.class_pixels.dtype == np.int64
+    assert slices.class_pixels.tolist() == counts.tolist()
+    assert SliceDataset(slices.dataset, ["p2"], preprocess).class_pixels.tolist() == [0, 0, 0, 0]
+
+
+def test_only_the_slices_that_are_asked_for(tmp_path: Path) -> None:
+    whole = volumes(tmp_path)
+    ids = [c.id for c in whole.dataset.cases]
+    some = SliceDataset(whole.dataset, ids, whole.preprocess, only=["v1#003", "v0#002", "v1#005", "elsewhere#001"])
+    assert some.ids == ("v0#002", "v1#003", "v1#005")
+    assert [int(s.image.max()) for s in some] == [2, 3, 5]
+    assert some.class_pixels[1] == sum(int(s.masks.sum()) for s in some)
+    shown = SliceDataset(whole.dataset, ids, whole.preprocess, foreground=True)
+    assert shown.ids == ("v0#002", "v0#003", "v1#002", "v1#003")
+    assert shown.present.all()
+    assert len(SliceDataset(whole.dataset, ids, whole.preprocess, only=["v0#000"], foreground=True)) == 0
+    with pytest.raises(InputError, match=r"2 of the slices to keep are not in .*: v0, v0#006"):
+        len(SliceDataset(whole.dataset, ids, whole.preprocess, only=["v0#006", "v0", "v0#001"]))

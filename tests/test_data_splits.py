@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from samsans.config import SplitConfig
 from samsans.data.cases import Dataset
-from samsans.data.splits import PARTS, Split, make_split
+from samsans.data.splits import PARTS, Split, few_slices, make_split
 from samsans.errors import InputError
 from samsans.types import Case
 
@@ -133,3 +133,48 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 def test_shares_must_leave_somebody() -> None:
     with pytest.raises(InputError, match=r"split.val is 1.0"):
         make_split(dataset(list("abc")), SplitConfig(val=1.0))
+
+
+@given(count=st.integers(1, 300), percent=st.integers(1, 100), seed=st.integers(0, 99))
+def test_a_share_of_the_slices(count: int, percent: int, seed: int) -> None:
+    names = [f"c#{i:03d}" for i in range(count)]
+    wanted = percent * count // 100
+    if wanted == 0:
+        with pytest.raises(InputError, match=f"of {count} training slices is none"):
+            few_slices(names, percent / 100, seed)
+        return
+    chosen = few_slices(names, percent / 100, seed)
+    assert len(chosen) == len(set(chosen)) == wanted
+    assert list(chosen) == sorted(chosen)
+    assert set(chosen) <= set(names)
+    assert few_slices(names, percent / 100, seed) == chosen
+
+
+def test_shares_of_slices() -> None:
+    names = [str(i) for i in range(2211)]
+    assert len(few_slices(names, 0.1)) == 221
+    assert few_slices(names, 0.1, 1) != few_slices(names, 0.1, 2)
+    assert few_slices(names, 1.0) == tuple(names)
+    for share in (0.0, -0.1, 1.5):
+        with pytest.raises(InputError, match="0 < share <= 1"):
+            few_slices(names, share)
+    note = make_split(dataset(list("aabc")), SplitConfig(slice_share=0.1)).notes
+    assert note == ("split.slice_share draws slices over all 3 training patients: few-shot by slices",)
+
+
+def test_slices_are_saved_and_kept_of_a_file(tmp_path: Path) -> None:
+    split = Split(("c0", "c1"), (), ("c2",), ("c0#001", "c1#004"), ("a note",))
+    path = split.save(tmp_path / "split.json")
+    again = Split.load(path)
+    assert again == split
+    assert again.notes == ("a note",)
+    path.write_text(json.dumps({"train": ["c0"]}))
+    assert Split.load(path).slices == ()
+    split.save(path)
+    found = dataset(list("abc"))
+    assert make_split(found, SplitConfig(file=str(path))).slices == split.slices
+    held = make_split(found, SplitConfig(file=str(path), test_patients=["b"]))
+    assert (held.train, held.slices) == (("c0",), ("c0#001",))
+    Split(("c0",), slices=("c1#001",)).save(path)
+    with pytest.raises(InputError, match="none of the 1 slices of the split, such as 'c1#001'"):
+        make_split(found, SplitConfig(file=str(path)))
