@@ -14,6 +14,7 @@ from samsans import io
 from samsans.config import DataConfig
 from samsans.data import classes as objects
 from samsans.data import layouts
+from samsans.data.pairs import Found, Pair, part_of
 from samsans.errors import InputError
 from samsans.io.geometry import affine_of_spacing
 from samsans.types import Case, ClassInfo, Volume
@@ -181,7 +182,7 @@ def evenly(cases: Sequence[Case], at_most: int = SCANNED) -> list[Case]:
     return [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, min(at_most, len(cases))).round().astype(int))]
 
 
-def _cases(found: layouts.Found, config: DataConfig) -> tuple[tuple[Case, ...], dict[str, str], list[str]]:
+def _cases(found: Found, config: DataConfig) -> tuple[tuple[Case, ...], dict[str, str], list[str]]:
     """Cases with their patients, stacked where ``config.volume`` says so; their declared parts; notes for people."""
     notes: list[str] = []
     pattern = _regex("data.patient", config.patient)
@@ -204,7 +205,7 @@ def _cases(found: layouts.Found, config: DataConfig) -> tuple[tuple[Case, ...], 
         patient = patient or pair.likely
         if patient is None:
             *above, _ = pair.id.split("/")
-            above = [a for a in above if layouts.part_of(a) is None]
+            above = [a for a in above if part_of(a) is None]
             guessed.add("folders" if above else "none")
             patient = above[0] if above else pair.id
         if stacked:
@@ -221,12 +222,10 @@ def _cases(found: layouts.Found, config: DataConfig) -> tuple[tuple[Case, ...], 
     return tuple(cases), parts, notes
 
 
-def _stack(
-    pairs: Sequence[layouts.Pair], pattern: re.Pattern[str] | None
-) -> tuple[list[tuple[layouts.Pair, bool]], str]:
+def _stack(pairs: Sequence[Pair], pattern: re.Pattern[str] | None) -> tuple[list[tuple[Pair, bool]], str]:
     """Files that share the first group of ``pattern`` as one volume, in order of the number in its second group."""
     assert pattern is not None
-    volumes: dict[str, list[tuple[int, layouts.Pair]]] = {}
+    volumes: dict[str, list[tuple[int, Pair]]] = {}
     for pair in pairs:
         hit = pattern.search(pair.id)
         if hit is None or not hit[2].isdigit():
@@ -251,7 +250,7 @@ def _stack(
         habit = {p.likely for p in ordered}
         likely = habit.pop() if len(habit) == 1 else None
         part = _shared(name, "parts of the split", {p.part for p in ordered if p.part is not None})
-        out.append((layouts.Pair(name, images, labels, patient, part, likely), True))
+        out.append((Pair(name, images, labels, patient, part, likely), True))
     note = f"{len(partly)} stacks have masks on some slices only and count as unlabelled: {', '.join(partly[:5])}"
     return out, note if partly else ""
 

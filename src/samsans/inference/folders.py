@@ -14,7 +14,7 @@ import numpy as np
 from samsans import io
 from samsans.data.cases import Dataset, require_same_grid
 from samsans.data.classes import write_classes
-from samsans.data.layouts import listing, match
+from samsans.data.pairs import listing, match
 from samsans.errors import InputError
 from samsans.inference import provenance
 from samsans.inference.manifest import Manifest, Record, hash_files

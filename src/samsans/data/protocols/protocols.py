@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from samsans.data.cases import Dataset, case_of_slice, slice_name
-from samsans.data.layouts import SLICE
+from samsans.data.pairs import SLICE
 from samsans.errors import InputError
 from samsans.types import Case
 
