@@ -237,10 +237,10 @@ class SliceDataset(Sequence[Slice]):
         decoded = self._decode(entry.case)
         picture = decoded.image[entry.index]
         side = self.preprocess.input_size
-        if decoded.labels is None:
-            masks = torch.zeros(len(self.objects), side, side, dtype=torch.bool)
-        else:
-            masks = self.preprocess.labels(class_masks(decoded.labels[entry.index], self.classes))
+        height, width = valid = self.preprocess.valid(*picture.shape[:2])
+        masks = torch.zeros(len(self.objects), side, side, dtype=torch.bool)
+        if decoded.labels is not None:  # resized as values: one map instead of N
+            sampled = self.preprocess.sample(decoded.labels[entry.index])
+            masks[:, :height, :width] = torch.from_numpy(class_masks(sampled, self.classes))
         image = self.preprocess.image(picture, decoded.levels)
-        valid = self.preprocess.valid(*picture.shape[:2])
         return Slice(image, masks, valid, entry.id, entry.case.patient, entry.present)
