@@ -188,6 +188,8 @@ def test_unknown_names_are_listed_by_group_and_can_be_mapped(released: dict[str,
     assert torch.equal(method.stage2.pixel_decoder[0].weight, released["mask_decoder2.skip_upscaling.0.weight"])
     with pytest.raises(InputError, match="no regular expression"):
         read_released(path, {"(": None})
+    with pytest.raises(InputError, match=r"is 3\. Expected the beginning"):
+        read_released(path, {"gate": 3})
 
 
 def test_second_name_of_the_prompt_encoder_must_agree(released: dict[str, Tensor], tmp_path: Path) -> None:

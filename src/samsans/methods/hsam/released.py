@@ -171,6 +171,9 @@ def load_released(method: Any, path: str | Path, names: Mapping[str, str | None]
 
 def _rows(names: Mapping[str, str | None]) -> list[tuple[re.Pattern[str], str | None, str | None]]:
     """Pattern, beginning of our name or ``None``, and what an unused tensor is."""
+    odd = [pattern for pattern, ours in names.items() if not isinstance(ours, str | None)]
+    if odd:
+        raise InputError(f"the name for {odd[0]!r} is {names[odd[0]]!r}", "the beginning of one of our names, or null")
     table = [(pattern, ours, None if ours else "dropped by the caller") for pattern, ours in names.items()]
     table += [(pattern, ours, None) for pattern, ours in NAMES.items()]
     table += [(pattern, None, what) for pattern, what in UNUSED.items()]
