@@ -10,12 +10,15 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from samsans import config as configuration
 from samsans.config import RunConfig
 from samsans.data.cases import Dataset, find_cases
 from samsans.data.phantoms import write
 from samsans.data.splits import Split, few_slices, make_split
+from samsans.inference import load
 from samsans.training import train
 from samsans.training.data import draw_slices, read_data
 from samsans.types import Needs
@@ -110,3 +113,25 @@ def test_a_share_of_the_slices_is_drawn_once_and_kept(tmp_path: Path, volumes: P
     train(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_epoch=3)), run, resume=True)
     assert json.loads((run / "split.json").read_text()) == written
     assert json.loads((run / "train.json").read_text())["steps"] == 6  # 5 slices: two batches an epoch
+
+
+def test_hsam_resumes_to_the_last_bit_and_keeps_what_it_observed(tmp_path: Path, volumes: Path) -> None:
+    values = {"data.path": str(volumes), "backbone.name": "tiny", "backbone.input_size": 32, "train.batch_size": 8}
+    values |= {"train.accelerator": "cpu", "train.pictures_every": 0, "train.epochs": 2, "train.warmup": 2}
+    values |= {"split.slices": "foreground"}
+    config = configuration.from_dict(values, method="hsam", preset="paper")
+    short = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_epoch=1))
+    train(config, tmp_path / "whole")
+    train(short, tmp_path / "parts")
+    train(config, tmp_path / "parts", resume=True)
+    whole, resumed = (load_file(tmp_path / run / "model" / "last.safetensors") for run in ("whole", "parts"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    dataset, split = parts(config)
+    pixels = read_data(dataset, split, config, EXCLUSIVE, 32).train.class_pixels
+    assert resumed["cmattn.pixels"].tolist() == pixels.tolist()
+    model = load(tmp_path / "parts", device="cpu")
+    image = dataset.read_image(dataset.cases[0])
+    labels = {view: model.predict(image, view=view).labels for view in (None, *model.views)}
+    assert {"stage1", "stage2"} < labels.keys()
+    np.testing.assert_array_equal(labels[None], labels["logit_mean"])
