@@ -296,6 +296,8 @@ def test_eight_objects_are_those_of_synapse(tmp_path: Path) -> None:
     method = tiny(tuple(f"object {n}" for n in range(8)))
     state = method.state_dict()
     path = saved({released_name(name): state[name] for name in trained_names(method)}, tmp_path / "synapse.pth")
+    with pytest.raises(InputError, match="does not tell its input side"):
+        import_released(path, tmp_path / "run", backbone="tiny")
     run = import_released(path, tmp_path / "run", backbone="tiny", input_size=64)
     segmenter = load(run, device="cpu")
     assert [c.name for c in segmenter.classes][1:4] == ["right kidney", "left kidney", "gallbladder"]

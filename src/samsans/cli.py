@@ -188,7 +188,7 @@ def _import(argv: list[str]) -> int:
     parser.add_argument("checkpoint", type=str, metavar="CHECKPOINT", help=".pth, .pt or .safetensors as released")
     parser.add_argument("-o", "--out", type=str, required=True, metavar="RUN", help="run folder to write")
     parser.add_argument("--backbone", type=str, required=True, metavar="NAME|FILE", help="the SAM it was trained on")
-    parser.add_argument("--input-size", type=int, help="side in pixels; by default what the file tells, else 512")
+    parser.add_argument("--input-size", type=int, help="side in pixels; by default what the file tells")
     parser.add_argument("--classes", type=str, nargs="+", help="objects in the order of the classes; else Synapse's 8")
     parser.add_argument("--window", type=float, nargs=2, help="intensities shown black and white; Synapse's: -125 275")
     parser.add_argument("--names", type=str, metavar="FILE", help="YAML: names in the file to ours, before our table")

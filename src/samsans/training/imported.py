@@ -21,7 +21,7 @@ RELEASED = {"hsam": "samsans.methods.hsam.released"}
 
 SYNAPSE = ("spleen", "right kidney", "left kidney", "gallbladder", "liver", "stomach", "aorta", "pancreas")
 WINDOW = (-125.0, 275.0)  # HU, of Synapse
-INPUT_SIZE = 512  # where the file does not tell
+PATCH = 16  # of every SAM
 
 
 def import_released(
@@ -42,7 +42,7 @@ def import_released(
         out: The run folder: new or empty.  It is written only once everything has been loaded, ``config.yaml`` last.
         backbone: The SAM it was trained on: a name of ``samsans models``, or a file or folder of weights.
         method: Which method: hsam.
-        input_size: Side in pixels; by default the one the file tells, else 512.
+        input_size: Side in pixels; by default the one that the file tells.
         classes: Names of the objects in the order of the classes; by default those of Synapse where there are eight.
         window: Intensities [low, high] shown as black and white; by default Synapse's -125 to 275 HU where its objects
             are, else each volume's own percentiles.
@@ -69,7 +69,11 @@ def import_released(
             "Name them: --classes NAME ...",
         )
     infos = named_classes({name: [value] for value, name in enumerate(SYNAPSE if synapse else classes, 1)})
-    side = input_size or (isqrt(found.positions) * 16 if found.positions else INPUT_SIZE)
+    if input_size is None and found.positions is None:
+        raise InputError(
+            f"{checkpoint} does not tell its input side", "weights of CMAttn, or the side", "Give it: --input-size 512"
+        )
+    side = input_size or isqrt(found.positions or 0) * PATCH
     config = configuration.from_dict(
         {
             "backbone": {"name": backbone, "input_size": side},
