@@ -66,6 +66,7 @@ def about(segmenter: Segmenter, found: Supports, options: dict[str, Any]) -> dic
         "options": options,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({platform.machine()})",
         "precision": segmenter.precision,
+        "slice_axis": config.data.slice_axis,
         "versions": {
             "samsans": samsans.__version__,
             "torch": torch.__version__,
