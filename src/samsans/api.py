@@ -33,6 +33,8 @@ SHORTCUTS = {
 }
 """Short names of the keys that most runs set."""
 
+LENGTHS = {"train.steps", "train.epochs", "train.minutes"}
+
 
 def check(data: str | Path | DataConfig, *, on_progress: OnProgress | None = None) -> CheckReport:
     """What was understood of a data set, what is wrong, in which file, and how to mend it."""
@@ -55,7 +57,10 @@ def resolve(
     """
     values = configuration.flatten(configuration.read_yaml(config)) if config else {}
     method = choose_method(method, values.get("method"), config)
-    values |= {SHORTCUTS.get(k, k): v for k, v in configuration.flatten(options or {}).items() if v is not None}
+    told = {SHORTCUTS.get(k, k): v for k, v in configuration.flatten(options or {}).items() if v is not None}
+    if LENGTHS & set(told):  # a length that is told replaces the one of the preset or file, whatever its unit
+        values |= dict.fromkeys(("train.epochs", "train.stop_epoch", "train.minutes"))
+    values |= told
     if data is not None:
         values["data.path"] = str(Path(data).resolve())
     return configuration.from_dict(values, method=method, preset=preset)

@@ -88,8 +88,10 @@ CONVENTIONS: Mapping[str, Convention] = {
         description=(
             "The rule of the TransUNet, SAMed and H-SAM test code on Synapse: per volume, predicted but absent in the "
             "reference scores Dice 1 and HD95 0; missed scores Dice 0 and HD95 0; absent in both scores Dice 0 and "
-            "HD95 0. HD95 in voxels (spacing ignored), pooled as in MedPy. It rewards false positives and punishes "
-            "correct silence: use it only to compare with those papers. IoU and NSD follow Dice, ASD follows HD95."
+            "HD95 0. HD95 in voxels (spacing ignored), pooled as in MedPy. Mean over the volumes for each class, then "
+            "over the classes; the papers print Dice times 100 and call HD95 HD. It rewards false positives, punishes "
+            "correct silence and lets a total miss improve HD95: use it only to compare with those papers. IoU and NSD "
+            "follow Dice, ASD follows HD95."
         ),
         both_empty=Outcome(0.0, 0.0),
         only_reference=Outcome(0.0, 0.0),

@@ -1,0 +1,126 @@
+"""The recipes: strict, complete, true to the numbers they cite, and the same after a round through YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from samsans import api, cli, config, recipes, zoo
+from samsans.data.protocols import protocols
+from samsans.errors import InputError
+from samsans.metrics.conventions import CONVENTIONS
+
+WRONG_MEANS = {("AutoSAM", 0.6208): 0.6984, ("AutoSAM", 0.5569): 0.6227}  # printed -> mean of the eight organs
+PUBLISHED = {
+    "autosam_synapse": (0.6208, 27.56),
+    "hsam_la": (0.8922, None),
+    "hsam_promise12": (0.8727, None),
+    "hsam_synapse": (0.8649, 8.18),
+    "hsam_synapse_fewshot": (0.8035, 15.54),
+    "hsam_synapse_semi5": (0.7936, None),
+    "samed_synapse": (0.8188, 20.64),
+    "samed_synapse_fewshot": (0.7557, 23.02),
+}
+
+
+def test_the_list_is_complete() -> None:
+    assert recipes.names() == tuple(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipe(name: str) -> None:
+    made = config.load(name)
+    about = made.recipe
+    assert about.name == name
+    assert made.method in zoo.METHODS
+    assert yaml.safe_load(recipes.locate(name).read_text("utf-8"))["preset"] == made.preset
+    assert made.split.protocol in protocols.names()
+    assert all(len(text) > 20 for text in (about.dataset, about.source, about.terms, about.layout))
+    assert about.tolerance == 0.02
+    first = about.published[0]
+    assert (first.dice, first.hd95) == PUBLISHED[name]
+    assert made.data.classes is not None
+    for row in about.published:
+        assert row.convention in CONVENTIONS
+        assert 0 < row.dice < 1
+        if row.classes:
+            assert list(row.classes) == list(made.data.classes)
+            mean = sum(row.classes.values()) / len(row.classes)
+            assert mean == pytest.approx(WRONG_MEANS.get((row.method, row.dice), row.dice), abs=1.5e-4)
+    assert config.from_dict(yaml.safe_load(config.dump(made))) == made
+    assert recipes.departures(made) == ()
+
+
+def test_settings_that_differ_from_the_presets() -> None:
+    full, la, prostate = (config.load(name) for name in ("hsam_synapse", "hsam_la", "hsam_promise12"))
+    assert (full.backbone.name, full.backbone.input_size, full.train.lr) == ("sam-vit-l", 224, 2.6e-3)
+    assert (la.train.epochs, la.train.lr, la.data.window) == (250, 2.8e-3, [-3.0, 3.0])
+    assert (prostate.train.epochs, prostate.train.lr) == (250, 2.6e-3)
+    samed, few = config.load("samed_synapse"), config.load("samed_synapse_fewshot")
+    assert (samed.train.epochs, samed.train.stop_epoch, samed.backbone.via) == (200, 160, 224)
+    assert (few.train.epochs, few.train.stop_epoch, few.augment.policy, few.backbone.via) == (300, None, "hsam", None)
+    assert list(full.data.classes or ()) == [
+        *("spleen", "right kidney", "left kidney", "gallbladder", "liver", "stomach", "aorta", "pancreas")
+    ]
+
+
+def test_samed_organs_are_in_the_order_of_its_readme() -> None:
+    organs = config.load("samed_synapse").recipe.published[0].classes
+    order = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
+    assert [organs[name] for name in order] == [0.8777, 0.6911, 0.8045, 0.7995, 0.9480, 0.7217, 0.8872, 0.8206]
+
+
+def test_departures_name_what_matters(tmp_path: Path) -> None:
+    options = {"train.lr": 0.1, "data.path": "/elsewhere", "seed": 9, "train.workers": 3, "steps": 7}
+    made = api.resolve(None, tmp_path, config="hsam_la", options=options)
+    assert recipes.departures(made) == (
+        "train.steps: 4000 -> 7",
+        "train.epochs: 250 -> None",
+        "train.lr: 0.0028 -> 0.1",
+    )
+    assert recipes.departures(config.from_dict({"method": "hsam"})) == ()
+
+
+def test_a_length_that_is_told_replaces_the_one_of_the_file() -> None:
+    def length(**options: object) -> tuple[object, ...]:
+        made = api.resolve(None, config="samed_synapse", options=options).train
+        return made.steps, made.epochs, made.stop_epoch, made.minutes
+
+    assert length() == (4000, 200, 160, None)
+    assert length(steps=5) == (5, None, None, None)
+    assert length(minutes=2.0) == (4000, None, None, 2.0)
+    assert length(epochs=9) == (4000, 9, None, None)
+    assert length(epochs=9, **{"train.stop_epoch": 3}) == (4000, 9, 3, None)
+    assert api.resolve("hsam", options={"steps": 5}).train.epochs is None  # those of the preset too
+
+
+def test_method_and_file_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert api.resolve("hsam", config="hsam_la") == api.resolve(None, config="hsam_la")
+    with pytest.raises(InputError, match=r"'samed', but hsam_la is of 'hsam'"):
+        api.resolve("samed", config="hsam_la")
+    with pytest.raises(InputError, match="no method is named"):
+        api.resolve(None)
+    bare = tmp_path / "bare.yaml"
+    bare.write_text("seed: 3\n")
+    with pytest.raises(InputError, match="names no method"):
+        api.resolve(None, config=bare)
+    for argv, said in [
+        (["samed", str(tmp_path), "--config", "hsam_la"], "one method"),
+        (["--config", str(bare), str(tmp_path)], "before the method"),
+        (["--config", "hsam_mars", str(tmp_path)], "a recipe: autosam_synapse"),
+        (["hsm", str(tmp_path), "--config", "hsam_la"], "'hsm'"),
+    ]:
+        assert cli.main(["train", *argv, "-o", str(tmp_path / "run")]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n{name}" in shown for name in PUBLISHED)
+    assert cli.main(["models", "show", "hsam_promise12"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("promise12.grand-challenge.org", "Case00.mhd", "H-SAM: Dice 0.8727", "Table 3", "unlabelled"):
+        assert part in shown
