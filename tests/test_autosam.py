@@ -113,6 +113,10 @@ def test_prompts_have_the_grid_of_the_embedding(side: int, grid: int) -> None:
     assert prompts.abs().max() < 1
 
 
+def test_small_patches_have_a_finer_grid() -> None:
+    assert PromptNetwork(32, 2, 8, patch=8)(torch.randn(1, 3, 64, 64)).shape == (1, 2, 32, 8, 8)
+
+
 def test_prompts_start_small_enough_to_learn_from() -> None:
     """No saturated tanh."""
     assert PromptNetwork(32, 3, 32)(toy().images).abs().mean() < 0.7
@@ -158,8 +162,8 @@ def test_what_cannot_be_built_is_refused() -> None:
     with pytest.raises(InputError, match="multiple of 8"):
         make("autosam", model__width=12)
     sam = load_backbone(BackboneConfig(name="tiny"))
-    sam.patch = 8
-    with pytest.raises(InputError, match="patches of 8 px"):
+    sam.patch = 4
+    with pytest.raises(InputError, match="patches of 4 px"):
         AutoSam(sam, 1, 8)
     for kind in (TOKENS, CNN):
         with pytest.raises(InputError, match="trained as a whole"):

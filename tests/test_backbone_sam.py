@@ -271,3 +271,10 @@ def test_small_images_get_smaller_patches():
     scratch = zoo.BACKBONES["scratch"]
     assert [scratch.architecture_for(side).patch for side in (None, 512, 256, 128, 64)] == [16, 16, 16, 8, 8]
     assert zoo.BACKBONES["sam-vit-b"].architecture_for(256).patch == 16
+
+
+def test_positions_follow_loaded_weights():
+    one, other = (load_backbone(BackboneConfig(name="tiny"), seed=seed) for seed in (0, 1))
+    assert not torch.equal(one.image_pe, other.image_pe)
+    other.load_state_dict(one.state_dict())
+    torch.testing.assert_close(other.image_pe, one.image_pe, rtol=0, atol=0)

@@ -61,9 +61,14 @@ class Sam(nn.Module):
         self.grid, self.channels = self.input_size // self.patch, int(vision.output_channels)
         self.frozen = True
         self._base_hash: str | None = None
-        with torch.no_grad():  # kept in float32 whatever the autocast: bf16 coordinates would blur the positions
-            self.register_buffer("image_pe", self.model.get_image_wide_positional_embeddings(), persistent=False)
+        self.register_buffer("image_pe", self._positions(), persistent=False)
+        self.register_load_state_dict_post_hook(_follow)
         self.freeze()
+
+    @torch.no_grad()
+    def _positions(self) -> Tensor:
+        """``(1, C, g, g)`` of the Fourier matrix at hand, in float32 whatever the autocast: bf16 would blur them."""
+        return self.model.get_image_wide_positional_embeddings()
 
     def freeze(self, frozen: bool = True) -> None:
         """Stop (or start) training the base weights.  The Fourier matrix of positions is never trained."""
@@ -214,6 +219,11 @@ class Sam(nn.Module):
         else:
             tokens = sparse[:, 0]
         return Prompt(tokens, self.dense_default() if masks is None else dense, image_index)
+
+
+def _follow(sam: Sam, _: Any) -> None:
+    """After weights were loaded: positions of the matrix among them."""
+    sam.image_pe.copy_(sam._positions())
 
 
 def build_network(arch: SamArchitecture, input_size: int, attention: str = "fast") -> SamModel:

@@ -23,7 +23,7 @@ from samsans.methods.adapted.classes import (
     refuse_decoder_adapters,
     true_labels,
 )
-from samsans.methods.adapted.prompt_network import STRIDE, PromptNetwork
+from samsans.methods.adapted.prompt_network import PromptNetwork
 from samsans.ops.losses import cross_entropy, dice_loss
 from samsans.ops.timing import Timer
 from samsans.types import Batch, Embedding, Needs, ParamGroup, Prompt, Stage
@@ -50,10 +50,8 @@ class AutoSam(nn.Module):
 
     def __init__(self, backbone: Sam, objects: int, width: int) -> None:
         super().__init__()
-        if backbone.patch != STRIDE:
-            raise InputError(f"a backbone with patches of {backbone.patch} px", f"patches of {STRIDE} px")
         self.backbone, self.timer = backbone, Timer()
-        self.prompts = PromptNetwork(backbone.channels, objects, width)
+        self.prompts = PromptNetwork(backbone.channels, objects, width, backbone.patch)
 
     def forward(self, batch: Batch) -> Tensor:
         """``(B, N, S, S)`` float32 logits."""

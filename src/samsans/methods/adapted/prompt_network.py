@@ -8,16 +8,13 @@ from torch.nn import functional as F
 
 from samsans.errors import InputError
 
-STRIDE = 16
-"""Pixels of the image a side of one cell of the prompt."""
-
 
 class PromptNetwork(nn.Module):
-    """A U-net from image to dense prompts: ``(B, 3, S, S)`` to ``(B, N, C, g, g)`` in [-1, 1], ``g = S / 16``.
+    """A U-net from image to dense prompts: ``(B, 3, S, S)`` to ``(B, N, C, g, g)`` in [-1, 1], ``g = S / patch``.
 
-    The image is halved first: the published network sees 512 pixels where SAM sees 1024.  Four residual levels, each
-    half the size of the one before, lead to ``S / 64``; two steps up, with the levels of their size joined, lead to
-    ``S / 16``; a 1 x 1 convolution with tanh gives all objects their prompts.
+    With patches of 16 the image is halved first: the published network sees 512 pixels where SAM sees 1024.  Four
+    residual levels, each half the size of the one before, lead to ``g / 4``; two steps up, with the levels of their
+    size joined, lead to ``g``; a 1 x 1 convolution with tanh gives all objects their prompts.
 
     Deviations, both our decision: the published trunk, a pretrained HarDNet-85, is replaced by this one, which starts
     from random weights; and objects share it, where a model was published for every object.
@@ -26,13 +23,16 @@ class PromptNetwork(nn.Module):
         channels: C.
         objects: N.
         width: Channels of the first level, a multiple of 8; each level doubles them.
+        patch: Pixels a side of a cell of the prompt: 16, or 8 for the small inputs of networks that start from nothing.
     """
 
-    def __init__(self, channels: int, objects: int, width: int) -> None:
+    def __init__(self, channels: int, objects: int, width: int, patch: int = 16) -> None:
         super().__init__()
+        if patch not in (8, 16):
+            raise InputError(f"a backbone with patches of {patch} px", "patches of 8 or 16 px")
         if width < 8 or width % 8:
             raise InputError(f"model.width {width}", "a positive multiple of 8", "Set model.width, e.g. 32")
-        self.objects = objects
+        self.objects, self.halved = objects, patch == 16
         widths = [width * 2**level for level in range(4)]
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.GroupNorm(8, width), nn.ReLU())
         inputs = [width, *widths[:-1]]
@@ -43,7 +43,7 @@ class PromptNetwork(nn.Module):
         self.head = nn.Conv2d(widths[2], objects * channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.stem(F.avg_pool2d(images, 2))
+        x = self.stem(F.avg_pool2d(images, 2) if self.halved else images)
         levels = []
         for block in self.down:
             x = block(x)
