@@ -175,11 +175,20 @@ def test_python_compiles_and_names_exist(page: Path, code: str) -> None:
             assert node.attr in samsans.__all__, f"{_page(page)}: samsans.{node.attr}"
 
 
-@pytest.mark.parametrize("text", [t for _, t in _blocks("yaml")])
-def test_yaml_is_configuration(text: str) -> None:
-    values = yaml.safe_load(text)
-    method = "prompted" if "prompt" in values.get("model", {}) else "proxy_prompt"
-    config.from_dict(values, method=method)
+def _settings() -> Iterator[tuple[str, str]]:
+    """Every YAML block with its method: the one whose presets the heading announces, else its own key ``method``."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for block in BLOCK.finditer(text):
+            if block[1] == "yaml":
+                *_, heading = re.findall(r"^#+ (.+)$", text[: block.start()], re.MULTILINE)
+                named = re.fullmatch(r"Presets of (\w+)", heading)
+                yield named[1] if named else yaml.safe_load(block[2]).get("method", "proxy_prompt"), block[2]
+
+
+@pytest.mark.parametrize(("method", "text"), list(_settings()))
+def test_yaml_is_configuration(method: str, text: str) -> None:
+    config.from_dict(yaml.safe_load(text), method=method)
 
 
 def test_configuration_reference_is_up_to_date() -> None:
