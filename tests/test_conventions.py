@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from samsans.errors import InputError
 from samsans.metrics.conventions import CONVENTIONS, METRICS, get, mean, score
@@ -60,6 +61,17 @@ def test_table(name: str, state: str) -> None:
     assert result.prediction_size == prediction.sum()
     assert result.reference_size == reference.sum()
     assert [result.values[m] for m in METRICS] == pytest.approx(TABLE[name][state])
+
+
+def test_transunet_hd95_is_medpys_in_voxels() -> None:
+    """MedPy's definition: surface by erosion with a cross (the border counts as outside), both directions pooled."""
+    rng, cross = np.random.default_rng(0), ndimage.generate_binary_structure(3, 1)
+    for _ in range(5):
+        prediction, reference = (ndimage.gaussian_filter(rng.random((6, 12, 14)), 1.5) > 0.5 for _ in range(2))
+        a, b = (mask ^ ndimage.binary_erosion(mask, cross) for mask in (prediction, reference))
+        directed = ndimage.distance_transform_edt(~b)[a], ndimage.distance_transform_edt(~a)[b]
+        found = score(prediction, reference, (5.0, 0.7, 0.7), get("transunet")).values["hd95_mm"]
+        assert found == pytest.approx(np.percentile(np.hstack(directed), 95))
 
 
 def test_every_convention_says_what_it_does() -> None:

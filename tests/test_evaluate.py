@@ -102,6 +102,20 @@ def test_predicted_but_absent(tmp_path: Path, convention: str, expected: float) 
     assert summary.convention == convention
 
 
+def test_transunet_means_are_over_volumes_then_classes(tmp_path: Path) -> None:
+    """Four volumes, two classes, every odd case once: 1 of a false alarm, 0 of a miss and of correct silence."""
+    hit, none = block(), np.zeros_like(block())
+    cells = [(hit, hit, hit, none), (hit, hit, none, hit), (hit, hit, none, none), (none, none, hit, hit)]
+    for i, (found_1, drawn_1, found_2, drawn_2) in enumerate(cells):
+        put(tmp_path / "pred" / f"{i}.nii.gz", np.where(found_1 > 0, 1, 2 * np.roll(found_2, 4, axis=1)), AFFINE)
+        put(tmp_path / "ref" / f"{i}.nii.gz", np.where(drawn_1 > 0, 1, 2 * np.roll(drawn_2, 4, axis=1)), AFFINE)
+    summary = evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out", convention="transunet", bootstrap=0)
+    assert [row["dice"] for row in summary.cases] == [1, 1, 1, 0, 1, 0, 0, 1]
+    assert [row["hd95_mm"] for row in summary.cases] == [0] * 8
+    assert [summary.classes[name]["dice"] for name in ("class_1", "class_2")] == [0.75, 0.5]
+    assert summary.mean["dice"] == 0.625
+
+
 def test_volumes_in_mm(tmp_path: Path) -> None:
     put(tmp_path / "pred" / "v.nii.gz", block(shift=2), AFFINE)
     put(tmp_path / "ref" / "v.nii.gz", block(), AFFINE)

@@ -59,6 +59,15 @@ def test_example_is_upright_square_and_scored(volumes: Path) -> None:
     assert shown.rgb[shown.truth == 2].min() > shown.rgb[shown.truth == 0].max()
 
 
+def test_other_planes(volumes: Path) -> None:
+    (pair, *_) = matching.match(volumes / "pred", volumes / "ref", volumes / "images").pairs
+    drawn = io.read_labels(volumes / "ref" / "case0.nii.gz").array
+    shown = examples.example(pair, OBJECTS, {"same": drawn}, slice_axis="coronal")
+    assert shown.where == "slice 16 of 24"  # rows 5 to 8 show most; from the front, row 8 comes first
+    assert shown.truth.shape == shown.rgb.shape[:2] == (32, 30)  # four slices of 4 mm, columns of 0.5 mm
+    assert shown.dice == {"same": 1.0}
+
+
 def test_plate(volumes: Path) -> None:
     asked: list[str] = []
 

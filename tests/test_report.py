@@ -184,13 +184,6 @@ def test_to_rgb() -> None:
     assert pictures.to_rgb(np.full((3, 3, 1), 7, np.int16)).shape == (3, 3, 3)
 
 
-def test_upright() -> None:
-    plane = np.arange(6).reshape(2, 3)
-    assert pictures.upright(plane, None) is plane
-    np.testing.assert_array_equal(pictures.upright(plane, np.eye(4)), plane[::-1, ::-1])  # RAS: turn both
-    np.testing.assert_array_equal(pictures.upright(plane, np.diag([-1.0, -1.0, 1.0, 1.0])), plane)  # LPS: as shown
-
-
 def test_square_pixels() -> None:
     assert pictures.square_pixels(np.zeros((10, 10), np.int32), (2.0, 1.0), smooth=False).shape == (20, 10)
     assert pictures.square_pixels(np.zeros((10, 10, 3), np.uint8), (1.0, 1.5), smooth=True).shape == (10, 15, 3)

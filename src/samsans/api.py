@@ -191,6 +191,7 @@ def evaluate(
         recipe=None if origin is None else origin.recipe,
         notes=_recipe_notes(Path(predictions), origin, split),
         illustrate=illustrate,
+        slice_axis=data.slice_axis,
         on_progress=on_progress,
         **options,
     )
@@ -270,7 +271,7 @@ def _illustrate(predictions: Path, run: Path | None, data: DataConfig, count: in
             }
             return {view: segmenter.predict(volume, view=view, **chosen).labels for view in views}
 
-        return [panels.plate(summary, pairs, objects, answers, count=count, remark=remark)]
+        return [panels.plate(summary, pairs, objects, answers, count=count, slice_axis=data.slice_axis, remark=remark)]
 
     return draw
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from samsans import io
-from samsans.config import DataConfig
+from samsans.config import DataConfig, SliceAxis
 from samsans.data.cases import find_cases
 from samsans.errors import InputError
 from samsans.experiments import held_out
@@ -81,12 +81,18 @@ def stages(
         for name in rules:
             report = out / "reports" / name / view
             found[name][view] = evaluate(
-                folder, dataset.cases, report, convention=name, classes=dataset.classes, seed=seed
+                folder,
+                dataset.cases,
+                report,
+                convention=name,
+                classes=dataset.classes,
+                seed=seed,
+                slice_axis=segmenter.config.data.slice_axis,
             )
         if on_progress is not None:
             on_progress(Progress(done, len(folders), view))
     with io.atomic_path(out / panels.FILE) as temporary:
-        temporary.write_bytes(_panels(found["default"], dataset.cases, folders).png)
+        temporary.write_bytes(_panels(found["default"], dataset.cases, folders, segmenter.config.data.slice_axis).png)
     rows = _rows(found)
     io.write_text(out / "stages.csv", _csv(rows))
     io.write_json(out / "stages.json", {"run": str(run_folder), "cases": [c.id for c in dataset.cases], "rows": rows})
@@ -94,7 +100,9 @@ def stages(
     return "\n\n".join(_text(name, views) for name, views in found.items())
 
 
-def _panels(found: Mapping[str, Summary], cases: Sequence[Case], folders: Mapping[str, Path]) -> Plate:
+def _panels(
+    found: Mapping[str, Summary], cases: Sequence[Case], folders: Mapping[str, Path], slice_axis: SliceAxis
+) -> Plate:
     """Best, median and worst case by the last view, with the label maps of all views."""
     last, folder = list(folders.items())[-1]
     pairs = matching.match(folder, cases).pairs
@@ -105,7 +113,7 @@ def _panels(found: Mapping[str, Summary], cases: Sequence[Case], folders: Mappin
         name = pair.prediction.relative_to(folder)
         return {view: io.read_labels(other / name).array for view, other in folders.items()}
 
-    return panels.plate(found[last], pairs, objects, answers)
+    return panels.plate(found[last], pairs, objects, answers, slice_axis=slice_axis)
 
 
 def _cells(views: Mapping[str, Summary], metric: str) -> dict[str, list[float | None]]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from samsans import io
+from samsans.config import SliceAxis
 from samsans.errors import InputError
 from samsans.io.atomic import atomic_path, write_json, write_text
 from samsans.metrics import conventions, examples, matching, statistics
@@ -88,6 +89,7 @@ def evaluate(
     recipe: RecipeConfig | None = None,
     notes: Sequence[str] = (),
     illustrate: Illustrate | None = None,
+    slice_axis: SliceAxis = "auto",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Score predictions against references and write ``summary.json``, ``cases.csv`` and ``report.html`` into ``out``.
@@ -108,6 +110,7 @@ def evaluate(
     recipe: what the predicting run was to repeat; its published rows are shown beside ours.
     notes: more sentences for the reader.
     illustrate: makes more pictures for the report of what was scored; they are also written into ``out``.
+    slice_axis: which planes of volumes the pictures show, as in ``DataConfig``.
     Overlaps are in [0, 1].  Nothing is written before all cases are scored; each file appears whole or not at all.
     Raises InputError where files do not match, grids differ, or references hold values but none of any class.
     """
@@ -168,7 +171,7 @@ def evaluate(
         **table,
     )
     plates = illustrate(summary, pairs, objects) if illustrate is not None else ()
-    page = report.render(summary, pairs, objects, plates)
+    page = report.render(summary, pairs, objects, plates, slice_axis)
     for plate in plates:
         with atomic_path(out / plate.file) as temporary:
             temporary.write_bytes(plate.png)

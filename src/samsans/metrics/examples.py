@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 
 from samsans import io
+from samsans.config import SliceAxis
 from samsans.data.classes import painted
+from samsans.io.orientation import Orientation
 from samsans.metrics import conventions, matching, overlap, pictures
-from samsans.types import ClassInfo, Volume
+from samsans.types import ClassInfo
 
 
 @dataclass(frozen=True)
 class Example:
-    """One slice of a case, upright, of square pixels.
+    """One slice of a case in the radiological orientation of ``samsans.io.orientation``, of square pixels.
 
     rgb: ``(H, W, 3)`` uint8.  truth: ``(H, W)`` int32, ``k`` where the k-th object is drawn, 0 elsewhere.
     found: the same of each label map that was given, by name.  where: slice number in words, empty for 2D images.
@@ -58,27 +60,36 @@ def masks(
     return [(c.name, _member(labels, p.values), _member(drawn, c.values)) for c, p in zip(objects, ours, strict=True)]
 
 
-def example(pair: matching.Pair, objects: Sequence[ClassInfo], label_maps: Mapping[str, np.ndarray]) -> Example:
+def example(
+    pair: matching.Pair,
+    objects: Sequence[ClassInfo],
+    label_maps: Mapping[str, np.ndarray],
+    slice_axis: SliceAxis = "auto",
+) -> Example:
     """The slice of a case that shows most of the truth, else most of the first label map.
 
     label_maps: ``(D, H, W)`` integers on the grid of the reference, by name, at least one.
+    slice_axis: as in ``DataConfig``: a reader sees the planes that the model was shown.
     """
     reference = matching.read_reference(pair.case)
-    both = {name: masks(labels, reference.array, objects) for name, labels in label_maps.items()}
+    orientation = Orientation.of(reference, slice_axis)
+    drawn = orientation.to_slices(reference.array)
+    both = {name: masks(orientation.to_slices(labels), drawn, objects) for name, labels in label_maps.items()}
     first = next(iter(both.values()))
-    truth = _paint([drawn for _, _, drawn in first], objects)
+    truth = _paint([mask for _, _, mask in first], objects)
     found = {name: _paint([made for _, made, _ in triples], objects) for name, triples in both.items()}
     shown = truth if truth.any() else next(iter(found.values()))
     z = int(np.argmax((shown > 0).sum(axis=(1, 2))))
-    image, note = _image_slice(pair, z, reference.shape)
+    image, note = _image(pair, reference.shape)
     focus = np.any([labels[z] > 0 for labels in (truth, *found.values())], axis=0)
+    step = orientation.spacing[1:]
     return Example(
-        rgb=_turn(pictures.to_rgb(image, focus=focus), reference, smooth=True),
-        truth=_turn(truth[z], reference),
-        found={name: _turn(labels[z], reference) for name, labels in found.items()},
-        where=f"slice {z + 1} of {reference.shape[0]}" if reference.shape[0] > 1 else "",
+        rgb=pictures.square_pixels(pictures.to_rgb(orientation.to_slices(image)[z], focus=focus), step, smooth=True),
+        truth=pictures.square_pixels(truth[z], step, smooth=False),
+        found={name: pictures.square_pixels(labels[z], step, smooth=False) for name, labels in found.items()},
+        where=f"slice {z + 1} of {len(drawn)}" if len(drawn) > 1 else "",
         note=note,
-        dice={name: _dice([(made[z], drawn[z]) for _, made, drawn in triples]) for name, triples in both.items()},
+        dice={name: _dice([(made[z], mask[z]) for _, made, mask in triples]) for name, triples in both.items()},
     )
 
 
@@ -99,17 +110,14 @@ def _paint(objects_masks: Sequence[np.ndarray], objects: Sequence[ClassInfo]) ->
     return out
 
 
-def _turn(plane: np.ndarray, reference: Volume, smooth: bool = False) -> np.ndarray:
-    return pictures.square_pixels(pictures.upright(plane, reference.affine), reference.spacing[1:], smooth)
-
-
-def _image_slice(pair: matching.Pair, z: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, str]:
-    """Slice ``(H, W, C)`` of the case's image, or black and the reason why."""
-    black = np.zeros((*shape[1:], 1), dtype=np.uint8)
+def _image(pair: matching.Pair, shape: tuple[int, int, int]) -> tuple[np.ndarray, str]:
+    """Image ``(D, H, W, C)`` of a case, or black and the reason why."""
+    black = np.zeros((*shape, 1), dtype=np.uint8)
     if not pair.case.images:
         return black, "no image given"
-    image = io.read_image(pair.case.images[z if pair.case.stacked else 0]).array
-    z = 0 if pair.case.stacked else z
-    if image.shape[1:3] != shape[1:] or z >= len(image):
+    files = pair.case.images if pair.case.stacked else pair.case.images[:1]
+    arrays = [io.read_image(file).array for file in files]
+    image = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    if image.shape[:3] != shape:
         return black, f"image of another size {image.shape[:3]} not shown"
-    return image[z], ""
+    return image, ""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from samsans.config import SliceAxis
 from samsans.errors import InputError
 from samsans.metrics import examples, matching, pictures
 from samsans.palette import color
@@ -30,6 +31,7 @@ def plate(
     answers: Answers,
     *,
     count: int = 3,
+    slice_axis: SliceAxis = "auto",
     remark: str = "",
 ) -> pictures.Plate:
     """Draw ``count`` cases evenly over the ranking by mean Dice, best first: three are best, median and worst.
@@ -40,6 +42,7 @@ def plate(
         objects: The scored objects.
         answers: Gives the label maps ``(D, H, W)`` of a case by name, the same names for every case.
         count: Rows of the picture, fewer where there are fewer cases.
+        slice_axis: Which planes of volumes are shown, as in ``DataConfig``.
         remark: A last sentence of the caption.
 
     Raises:
@@ -54,7 +57,7 @@ def plate(
     rows = []
     for place in examples.spread(len(ranked), count):
         dice, id = ranked[place]
-        rows.append((id, dice, examples.example(by_id[id], objects, answers(by_id[id]))))
+        rows.append((id, dice, examples.example(by_id[id], objects, answers(by_id[id]), slice_axis)))
     caption = (
         "Best to worst by the mean Dice of the whole case, which stands beside its name. Each row is the slice with "
         "most truth; the number above a panel is the mean Dice of the objects in that slice."

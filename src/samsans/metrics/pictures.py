@@ -77,21 +77,6 @@ def to_rgb(image: np.ndarray, focus: np.ndarray | None = None) -> np.ndarray:
     return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
 
 
-def upright(plane: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
-    """A slice ``(H, W, ...)`` turned the way radiologists look at it: anterior or head up, patient's right on the left.
-
-    affine: ``(4, 4)``, voxel ``(x, y, z)`` to RAS+ mm; None leaves the slice as it is.  Only flips, never resamples:
-    an axis that mainly runs towards right, anterior or head is reversed.
-    """
-    if affine is None:
-        return plane
-    for axis, column in ((0, 1), (1, 0)):
-        direction = affine[:3, column]
-        if direction[np.argmax(np.abs(direction))] > 0:
-            plane = np.flip(plane, axis)
-    return np.ascontiguousarray(plane)
-
-
 def square_pixels(plane: np.ndarray, spacing: tuple[float, float], smooth: bool) -> np.ndarray:
     """Resize a slice ``(H, W)`` or ``(H, W, 3)`` uint8 so that its pixels are square.
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 import samsans
 from samsans import io
+from samsans.config import SliceAxis
 from samsans.metrics import conventions, examples, matching, pictures
 from samsans.metrics.conventions import METRICS
 from samsans.metrics.evaluate import Summary
@@ -34,10 +35,11 @@ def render(
     pairs: Sequence[matching.Pair],
     objects: Sequence[ClassInfo],
     plates: Sequence[pictures.Plate] = (),
+    slice_axis: SliceAxis = "auto",
 ) -> str:
     """The report as HTML text; reads again the label maps and images of at most three cases.
 
-    plates: further pictures, shown with their titles and captions.
+    plates: further pictures, shown with their titles and captions.  slice_axis: which planes of volumes are shown.
     """
     template = resources.files("samsans.metrics").joinpath("report.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -62,7 +64,7 @@ def render(
         if summary.n >= FEWEST_FOR_BOXES
         else [],
         many=len(objects) > MANY_OBJECTS,
-        pictures=_examples(summary, pairs, objects),
+        pictures=_examples(summary, pairs, objects, slice_axis),
         plates=[(plate, _png_uri(plate.png)) for plate in plates],
         rows=rows[:LISTED_ROWS],
         provenance=_flat(summary.provenance),
@@ -134,7 +136,9 @@ def box_plot(summary: Summary, metric: str, title: str, chips: Mapping[str, str]
     return svg
 
 
-def _examples(summary: Summary, pairs: Sequence[matching.Pair], objects: Sequence[ClassInfo]) -> list[dict[str, Any]]:
+def _examples(
+    summary: Summary, pairs: Sequence[matching.Pair], objects: Sequence[ClassInfo], slice_axis: SliceAxis
+) -> list[dict[str, Any]]:
     """Best, median and worst case by the mean Dice of their objects; fewer where there are fewer cases."""
     ranked = examples.ranked(summary.cases)
     if not ranked:
@@ -148,16 +152,16 @@ def _examples(summary: Summary, pairs: Sequence[matching.Pair], objects: Sequenc
         value, case = ranked[place]
         if case not in shown:
             rows = [row for row in summary.cases if row["id"] == case]
-            shown[case] = {"title": title, "id": case, "dice": value, **_picture(by_id[case], objects)}
+            shown[case] = {"title": title, "id": case, "dice": value, **_picture(by_id[case], objects, slice_axis)}
             shown[case]["classes"] = {
                 c.name: conventions.mean([row["dice"] for row in rows if row["class"] == c.name]) for c in objects
             }
     return list(shown.values())
 
 
-def _picture(pair: matching.Pair, objects: Sequence[ClassInfo]) -> dict[str, Any]:
+def _picture(pair: matching.Pair, objects: Sequence[ClassInfo], slice_axis: SliceAxis) -> dict[str, Any]:
     """The telling slice of one case with and without labels, as data URIs, and what to say below it."""
-    shown = examples.example(pair, objects, {"prediction": io.read_labels(pair.prediction).array})
+    shown = examples.example(pair, objects, {"prediction": io.read_labels(pair.prediction).array}, slice_axis)
     over = pictures.overlay(shown.rgb, shown.found["prediction"], shown.truth)
     plain = pictures.overlay(shown.rgb, np.zeros_like(shown.truth))
     return {"overlay": _data_uri(over), "plain": _data_uri(plain), "where": shown.where, "note": shown.note}
