@@ -80,6 +80,7 @@ def test_report_beside_the_paper(
     shown = capsys.readouterr().out
     assert "beside H-SAM, Table 1 of arXiv 2403.18271" in shown
     assert "departs from its recipe hsam_synapse: backbone.name: sam-vit-l -> tiny" in shown
+    assert "10 of the 12 test cases of synapse were not predicted" in shown
     found = json.loads((tmp_path / "report" / "summary.json").read_text())
     assert (found["n"], tuple(found["classes"]), found["unit"]) == (2, ORGANS, "px")
     first = found["published"]["rows"][0]

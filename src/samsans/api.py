@@ -189,7 +189,7 @@ def evaluate(
         classes=classes or None,
         seen=() if split is None else split.train,
         recipe=None if origin is None else origin.recipe,
-        notes=_recipe_notes(Path(predictions), origin, split),
+        notes=_recipe_notes(Path(predictions), origin),
         illustrate=illustrate,
         slice_axis=data.slice_axis,
         on_progress=on_progress,
@@ -225,18 +225,21 @@ def _split_of(run: Path) -> Split | None:
     return Split.load(run / "split.json") if (run / "split.json").is_file() else None
 
 
-def _recipe_notes(predictions: Path, origin: RunConfig | None, split: Split | None) -> list[str]:
+def _recipe_notes(predictions: Path, origin: RunConfig | None) -> list[str]:
     """What keeps a run from being its recipe: other settings, and test cases that were not predicted."""
+    from samsans.data.protocols import protocols
+
     if origin is None or not origin.recipe.published:
         return []
     notes = []
     departures = recipes.departures(origin)
     if departures:
         notes.append(f"The run departs from its recipe {origin.recipe.name}: {'; '.join(departures)}.")
-    if split is not None and split.test:
-        left = set(split.test) - _predicted(predictions)
+    if origin.split.protocol is not None:
+        protocol = protocols.load(origin.split.protocol)
+        left = set(protocol.test) - {protocol.key_of(id) for id in _predicted(predictions)}
         if left:
-            notes.append(f"{len(left)} of the {len(split.test)} test cases of the recipe's split were not predicted.")
+            notes.append(f"{len(left)} of the {len(protocol.test)} test cases of {protocol.name} were not predicted.")
     return notes
 
 
