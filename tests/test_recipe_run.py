@@ -87,7 +87,7 @@ def test_report_beside_the_paper(
     assert first["difference"] == pytest.approx(found["mean"]["dice"] - 0.8649)
     assert found["published"]["repeated"] is False
     width, height = Image.open(tmp_path / "report" / "panels.png").size
-    assert width > 2 * height  # image, truth and four views; two cases
+    assert width > 2 * height  # image, truth, two stages and their ensemble; two cases
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "Beside the published numbers" in page
     assert "data:image/png;base64," in page

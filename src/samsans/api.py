@@ -167,8 +167,8 @@ def evaluate(
             that the predicting run was trained on is read as it was then.
         out: Report folder.
         convention: How empty masks count, and over what; a name of ``samsans.metrics.conventions``.
-        panels: Also draw ``panels.png``: so many cases, from best to worst, with the truth and every view of the method
-            side by side.  Opens the run again and segments these cases once a view.
+        panels: Also draw ``panels.png``: so many cases, from best to worst, with the truth, the stages of the method
+            and its ensemble side by side.  Opens the run again and segments these cases once a column.
         on_progress: Called with a ``Progress``.
         options: Passed to ``samsans.metrics.evaluate.evaluate``.
     """
@@ -255,15 +255,15 @@ def _illustrate(predictions: Path, run: Path | None, data: DataConfig, count: in
 
     def draw(summary: Any, pairs: Any, objects: Any) -> list[Any]:
         segmenter = None if run is None else _reopen(run, manifest)
-        views = () if segmenter is None else segmenter.views
+        stages = () if segmenter is None else tuple(view for view in segmenter.views if view.startswith("stage"))
         remark = "The run that predicted them is not there: only its prediction is shown." if run is None else ""
 
         def answers(pair: Pair) -> dict[str, Any]:
-            if segmenter is None or not views:
+            if segmenter is None or not stages:
                 return {"prediction": io.read_labels(pair.prediction).array}
             if not pair.case.images:
                 raise InputError(
-                    f"{pair.case.id} has no image: its views cannot be drawn", "a data set with its images"
+                    f"{pair.case.id} has no image: its stages cannot be drawn", "a data set with its images"
                 )
             spacing = None if data.spacing is None else (data.spacing[0], data.spacing[1], data.spacing[2])
             volume = Dataset(Path(data.path), "", (pair.case,), spacing=spacing).read_image(pair.case)
@@ -272,7 +272,8 @@ def _illustrate(predictions: Path, run: Path | None, data: DataConfig, count: in
                 "seed": options.get("seed"),
                 "largest_component": bool(options.get("largest_component")),
             }
-            return {view: segmenter.predict(volume, view=view, **chosen).labels for view in views}
+            shown = {view: segmenter.predict(volume, view=view, **chosen).labels for view in stages}
+            return shown | {"ensemble": segmenter.predict(volume, **chosen).labels} if len(stages) > 1 else shown
 
         return [panels.plate(summary, pairs, objects, answers, count=count, slice_axis=data.slice_axis, remark=remark)]
 

@@ -24,7 +24,8 @@ class Method(Protocol):
     It may have ``observe(pixels)``: called once before training with ``(N + 1,)`` int64, how many pixels of the
     training slices are background and each object; ``schedule(epoch, used)``: called before every training step with
     the epochs passed (a float) and the used share of the run, for losses that change; and ``views``: names of
-    answers besides its own, one of which ``predict(batch, support, view=name)`` then gives instead.
+    other answers, those of its stages beginning with ``stage``, one of which ``predict(batch, support, view=name)``
+    then gives instead.
 
     Where ``needs.exclusive`` is true, logits are relative to background: ``Z_k - Z_0`` of a softmax over the N + 1
     classes.
