@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from samsans.methods.from_scratch import SLICES
+
 
 @dataclass
 class AutosamConfig:
@@ -48,16 +50,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "model": {"prompt": "class_tokens"},
     },
-    "scratch": {
-        "backbone": {"name": "scratch", "train": "all"},
-        "augment": {"rotate": 15.0, "scale": 0.1, "shift": 0.05, "intensity": 0.1},
-        "train": {
-            "batch_size": 16,
-            "optimizer": "adamw",
-            "lr": 1e-3,
-            "weight_decay": 0.01,
-            "schedule": "cosine",
-            "warmup": 50,
-        },
-    },
+    "scratch": SLICES,
 }

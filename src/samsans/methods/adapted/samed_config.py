@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from samsans.methods.from_scratch import SLICES
+
 
 @dataclass
 class SamedConfig:
@@ -48,18 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "clip": 0.0,
         },
     },
-    "scratch": {
-        "backbone": {"name": "scratch", "train": "all"},
-        "augment": {"rotate": 15.0, "scale": 0.1, "shift": 0.05, "intensity": 0.1},
-        "train": {
-            "batch_size": 16,
-            "optimizer": "adamw",
-            "lr": 1e-3,
-            "weight_decay": 0.01,
-            "schedule": "cosine",
-            "warmup": 50,
-        },
-    },
+    "scratch": SLICES,
 }
 PRESETS["small"] = PRESETS["paper"] | {
     "lora": {"rank": 4, "alpha": 4.0, "decoder": ["q", "v"]},

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from samsans.methods.from_scratch import SLICES
+
 
 @dataclass
 class CmattnConfig:
@@ -99,17 +101,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         augment={"elastic_labels": "truncated"},
         train={"batch_size": 16},
     ),
-    "scratch": {
-        "backbone": {"name": "scratch", "train": "all"},
-        "augment": {"rotate": 15.0, "scale": 0.1, "shift": 0.05, "intensity": 0.1},
-        "train": {
-            "batch_size": 16,
-            "optimizer": "adamw",
-            "lr": 1e-3,
-            "weight_decay": 0.01,
-            "schedule": "cosine",
-            "warmup": 50,
-        },
-        "model": {"weight_epochs": 300},
-    },
+    "scratch": SLICES | {"model": {"weight_epochs": 300}},
 }
