@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import nn
 
+from samsans import config as configuration
 from samsans.backbones import load_backbone
 from samsans.config import BackboneConfig
 from samsans.errors import InputError
 from samsans.methods.adapted.autosam import AutoSam
 from samsans.methods.adapted.class_heads import CnnHead, TokenHead, fourier
-from samsans.methods.adapted.classes import foreground_dice_loss
 from samsans.methods.adapted.prompt_network import PromptNetwork
+from samsans.methods.classes import central_labels, foreground_dice_loss
 from samsans.types import Batch, Embedding, Needs, Prompt
 from slice_methods import check_learns, check_round_trip, check_step, make, toy, unlabelled
 
@@ -78,14 +79,6 @@ def test_saves_what_was_trained(kind: dict[str, Any], tmp_path: Path) -> None:
     for buffer in again.head.buffers() if kind is not DENSE else ():
         buffer.zero_()  # what is random and not trained is stored all the same
     check_round_trip(made, again, toy(), tmp_path / "weights.safetensors")
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_padding_is_background_and_changes_no_shape(kind: dict[str, Any]) -> None:
-    method, batch = make("autosam", **kind), toy()
-    padded = dataclasses.replace(batch, valid=torch.tensor([[64, 40], [20, 64]]))
-    assert torch.equal(method.loss(method(batch), batch)["loss"], method.loss(method(padded), padded)["loss"])
-    assert torch.equal(method.eval().predict(padded), method.predict(batch))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -257,11 +250,14 @@ def test_dice_sums_over_the_batch() -> None:
     assert float(foreground_dice_loss(logits, labels)) == pytest.approx(sum(terms) / 3, abs=1e-6)
 
 
-def test_loss_of_the_heads_is_on_full_size_maps() -> None:
-    method, batch = make("autosam", **TOKENS), toy()
-    assert batch.masks is not None
-    logits = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    large = nn.functional.interpolate(logits, (64, 64), mode="bilinear", align_corners=False)
-    labels = (batch.masks * torch.tensor([1, 2, 3]).view(3, 1, 1)).sum(1)
-    wanted = nn.functional.cross_entropy(large, labels) + foreground_dice_loss(large, labels)
+def test_loss_of_the_heads_is_at_the_size_of_the_maps() -> None:
+    """Of slices of 256 pixels, enlarged to 1024, that is their own size and their own labels; here 16 and 64."""
+    method, draw = make("autosam", **TOKENS), torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(2, 4, 16, 16, generator=draw), torch.randint(4, (2, 16, 16), generator=draw)
+    large = nn.functional.interpolate(labels[:, None].float(), (64, 64), mode="nearest").long()
+    masks = large == torch.tensor([1, 2, 3]).view(3, 1, 1)
+    assert torch.equal(central_labels(masks, 16), labels)
+    batch = dataclasses.replace(toy(), masks=masks)
+    wanted = nn.functional.cross_entropy(logits, labels) + foreground_dice_loss(logits, labels)
     torch.testing.assert_close(method.loss(logits, batch)["loss"], wanted)
+    assert configuration.from_dict({}, method="autosam", preset="class_tokens").backbone.via == 256

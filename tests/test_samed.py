@@ -137,13 +137,6 @@ def test_loss_compares_with_the_small_labels_only() -> None:
     assert not torch.equal(method.loss(logits, batch)["loss"], method.loss(logits, seen)["loss"])
 
 
-def test_padding_is_background_and_changes_no_shape() -> None:
-    method, batch = make("samed"), toy()
-    padded = dataclasses.replace(batch, valid=torch.tensor([[64, 40], [20, 64]]))
-    assert torch.equal(method.loss(method(batch), batch)["loss"], method.loss(method(padded), padded)["loss"])
-    assert torch.equal(method.eval().predict(padded), method.predict(batch))
-
-
 def test_prediction_is_the_highest_of_the_enlarged_class_maps() -> None:
     method, batch = make("samed").eval(), toy(3)
     maps = torch.nn.functional.interpolate(method(batch), (64, 64), mode="bilinear", align_corners=False)

@@ -15,18 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samsans.backbones import add_lora, load_backbone, merge_lora
-from samsans.errors import InputError
 from samsans.methods.adapted.class_heads import CnnHead, TokenHead
-from samsans.methods.adapted.classes import (
+from samsans.methods.adapted.prompt_network import PromptNetwork
+from samsans.methods.classes import (
+    central_labels,
     foreground_dice_loss,
     object_logits,
+    one_stage,
     refuse_decoder_adapters,
-    true_labels,
+    true_masks,
 )
-from samsans.methods.adapted.prompt_network import PromptNetwork
 from samsans.ops.losses import cross_entropy, dice_loss
 from samsans.ops.timing import Timer
-from samsans.types import Batch, Embedding, Needs, ParamGroup, Prompt, Stage
+from samsans.types import Batch, Embedding, Needs, Prompt, Stage
 
 if TYPE_CHECKING:
     from samsans.backbones.sam import Sam
@@ -68,10 +69,9 @@ class AutoSam(nn.Module):
 
     def loss(self, output: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """Cross-entropy of every pixel plus Dice loss of every object and image, each averaged."""
-        if batch.masks is None:
-            raise InputError("a training batch without masks", "a mask of every object for every image")
-        bce = F.binary_cross_entropy_with_logits(output, batch.masks.to(output.dtype))
-        dice = dice_loss(output, batch.masks).mean()
+        masks = true_masks(batch)
+        bce = F.binary_cross_entropy_with_logits(output, masks.to(output.dtype))
+        dice = dice_loss(output, masks).mean()
         return {"loss": bce + dice, "bce": bce, "dice": dice}
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class AutoSam(nn.Module):
 
     def stages(self, config: RunConfig) -> Sequence[Stage]:
         """One stage: everything that is not frozen."""
-        return _one_stage(self)
+        return one_stage(self)
 
     def finish(self) -> None:
         """The weights are final: merge adapters, where there are any, into the base for inference."""
@@ -117,10 +117,13 @@ class AutoSamClasses(nn.Module):
         return self.head(self.backbone.encode(batch.images).features)
 
     def loss(self, output: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """Cross-entropy plus Dice loss of the objects, on maps enlarged to ``S``."""
-        labels = true_labels(batch)
-        logits = F.interpolate(output.float(), labels.shape[-2:], mode="bilinear", align_corners=False)
-        ce, dice = cross_entropy(logits, labels), foreground_dice_loss(logits, labels)
+        """Cross-entropy plus Dice loss of the objects at ``4g``, the size of the maps.
+
+        The original compares at the size of its pictures before they are enlarged for SAM: 256, enlarged to 1024, where
+        ``4g`` is 256 too.
+        """
+        labels = central_labels(true_masks(batch), output.shape[-1])
+        ce, dice = cross_entropy(output, labels), foreground_dice_loss(output, labels)
         return {"loss": ce + dice, "ce": ce, "dice": dice}
 
     @torch.no_grad()
@@ -133,7 +136,7 @@ class AutoSamClasses(nn.Module):
 
     def stages(self, config: RunConfig) -> Sequence[Stage]:
         """One stage: everything that is not frozen."""
-        return _one_stage(self)
+        return one_stage(self)
 
     def finish(self) -> None:
         """The weights are final: merge adapters, where there are any, into the base for inference."""
@@ -155,7 +158,3 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> AutoSam | AutoSamClass
         if dense:
             return AutoSam(backbone, len(objects), config.model.width)
         return AutoSamClasses(backbone, len(objects), config.model.prompt)
-
-
-def _one_stage(method: nn.Module) -> Sequence[Stage]:
-    return [Stage("train", (ParamGroup(tuple(p for p in method.parameters() if p.requires_grad)),))]

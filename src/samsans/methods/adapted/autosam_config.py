@@ -13,8 +13,9 @@ class AutosamConfig:
     """AutoSAM: SAM is frozen; what replaces the prompt is learned.
 
     Preset ``paper`` is the dense prompt; its 12 images a step are the published 3, accumulated 4 times.  Preset
-    ``class_tokens`` keeps its learning rate, where Hu, Xu and Shi lower it from epoch 10 on whenever the training loss
-    stops falling: the schedules here know the step alone.
+    ``class_tokens`` brings slices to 256 pixels before S and compares there (the maps of SAM at 1024).  It keeps its
+    learning rate, where Hu, Xu and Shi lower it from epoch 10 on whenever the training loss stops falling: the
+    schedules here know the step alone.
 
     Args:
         prompt: dense (a network draws the dense prompt from the image, one for each object; arXiv 2306.06370),
@@ -36,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {"width": 64},
     },
     "class_tokens": {
-        "backbone": _FROZEN | {"statistics": "unit"},
+        "backbone": _FROZEN | {"statistics": "unit", "via": 256},
         "augment": {"policy": "autosam"},
         "train": {
             "epochs": 120,

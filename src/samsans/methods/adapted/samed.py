@@ -14,13 +14,13 @@ from transformers.models.sam.modeling_sam import SamTwoWayAttentionBlock
 
 from samsans.backbones import add_lora, load_backbone, merge_adapters, merge_lora
 from samsans.errors import InputError
-from samsans.methods.adapted.classes import object_logits, refuse_decoder_adapters, true_labels
 from samsans.methods.adapted.samed_config import SamedConfig
 from samsans.methods.class_decoder import ClassDecoder
+from samsans.methods.classes import object_logits, one_stage, refuse_decoder_adapters, true_labels
 from samsans.ops.labels import shrink_labels
 from samsans.ops.losses import cross_entropy, softmax_dice_loss
 from samsans.ops.timing import Timer
-from samsans.types import Batch, Needs, ParamGroup, Stage
+from samsans.types import Batch, Needs, Stage
 
 if TYPE_CHECKING:
     from samsans.backbones.sam import Sam
@@ -77,8 +77,8 @@ class Samed(nn.Module):
             return object_logits(self.decode(features), batch.images.shape[-1])
 
     def stages(self, config: RunConfig) -> Sequence[Stage]:
-        """One stage, one group: weight decay on everything, as published."""
-        return [Stage("train", (ParamGroup(tuple(p for p in self.parameters() if p.requires_grad)),))]
+        """One stage: everything that is not frozen."""
+        return one_stage(self)
 
     def finish(self) -> None:
         """The weights are final: merge the adapters into the base for inference.  Training cannot go on."""

@@ -1,26 +1,44 @@
-"""What the methods share whose classes exclude each other: K classes, background first, for N = K - 1 objects."""
+"""What the methods share that segment all classes of a slice at once.
+
+Where classes exclude each other they are K, background first, for N = K - 1 objects.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samsans.errors import InputError
 from samsans.ops.labels import class_labels
-from samsans.types import Batch
+from samsans.types import Batch, ParamGroup, Stage
 
 if TYPE_CHECKING:
     from samsans.config import RunConfig
 
 
-def true_labels(batch: Batch) -> Tensor:
-    """``(B, S, S)`` int64 truth of a training batch, 0 background (padding too).  InputError: it has no masks."""
+def true_masks(batch: Batch) -> Tensor:
+    """``(B, N, S, S)`` bool masks of a training batch.  InputError: it has none."""
     if batch.masks is None:
         raise InputError("a training batch without masks", "a mask of every object for every image")
-    return class_labels(batch.masks)
+    return batch.masks
+
+
+def true_labels(batch: Batch) -> Tensor:
+    """``(B, S, S)`` int64 truth of a training batch, 0 background (padding too).  InputError: it has no masks."""
+    return class_labels(true_masks(batch))
+
+
+def central_labels(masks: Tensor, side: int) -> Tensor:
+    """``(B, side, side)`` int64: the class at the centre of each cell of masks ``(B, N, S, S)``, S a multiple of side.
+
+    Nearest neighbours with half-pixel centres: at those points lie the positions of an embedding and of its maps.
+    """
+    step = masks.shape[-1] // side
+    return class_labels(masks[..., step // 2 :: step, step // 2 :: step])
 
 
 def object_logits(classes: Tensor, side: int) -> Tensor:
@@ -56,3 +74,8 @@ def refuse_decoder_adapters(config: RunConfig) -> None:
             "no adapters in it",
             "Set lora.decoder []",
         )
+
+
+def one_stage(method: nn.Module) -> Sequence[Stage]:
+    """One stage, one group: everything that is not frozen, with weight decay on all of it as published."""
+    return [Stage("train", (ParamGroup(tuple(p for p in method.parameters() if p.requires_grad)),))]
