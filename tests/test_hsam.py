@@ -188,14 +188,14 @@ def test_adapters_start_at_nothing_and_the_base_stays() -> None:  # checks 2 and
 @torch.no_grad()
 def test_gates_of_the_three_modes() -> None:  # check 9
     given = batch()
-    for mode in ("repo", "off", "paper"):
+    for mode in ("released", "off", "paper"):
         gate = make(model__cmattn__mode=mode).eval()(given).gate
         assert gate is not None
         if mode == "paper":
             torch.testing.assert_close(gate.mean((1, 2, 3)), torch.ones(2))
             assert gate.std() > 0
         else:
-            assert torch.equal(gate, torch.full((2, 1, 4, 4), float(mode == "repo")))
+            assert torch.equal(gate, torch.full((2, 1, 4, 4), float(mode == "released")))
 
 
 @torch.no_grad()
@@ -211,7 +211,7 @@ def test_stage2_sees_the_embedding_doubled_as_released() -> None:
 
 @torch.no_grad()
 def test_training_noise() -> None:  # section 7 of the specification
-    method = make(model__cmattn__mode="repo", model__mask_dropout=0.0).train()
+    method = make(model__cmattn__mode="released", model__mask_dropout=0.0).train()
     features = random(64, 32, 4, 4)
     noise = (method._noisy(features) - features).flatten()
     assert float(noise.std() / (features.max() - features.min())) == pytest.approx(0.2, rel=0.02)
@@ -228,8 +228,11 @@ def test_noise_follows_the_labels_of_the_positions() -> None:
     given, seen = batch(), []
     method.cmattn.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
     method(given)
-    labels = shrink_labels(class_labels(given.masks), 4).flatten(1)
-    assert torch.equal(seen[0], labels)
+    labels = class_labels(given.masks)
+    assert given.masks.shape[-1] == 64
+    assert torch.equal(seen[0], labels[:, 8::16, 8::16].flatten(1))  # the pixels at the centres of 4 x 4 patches
+    resized = torch.nn.functional.interpolate(labels[:, None].float(), (4, 4), mode="nearest-exact")
+    assert torch.equal(seen[0], resized.flatten(1).long())
     assert labels.unique().tolist() == [0, 1, 2]
     with pytest.raises(InputError, match="without masks"):
         method(dataclasses.replace(given, masks=None))
@@ -330,6 +333,8 @@ def test_pixel_counts_travel_with_the_weights(tmp_path: Path) -> None:
         parameter.data.zero_()
     load_weights(again, path)
     assert again.cmattn.pixels.tolist() == [1000, 10, 20]
+    torch.testing.assert_close(again.cmattn.deviations, torch.tensor([0.0, 0.35, 0.2]))
+    assert not any("deviations" in name for name in method.state_dict())  # they follow from the pixels
     for name, value in method.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
     given = batch(seed=3)
@@ -364,8 +369,34 @@ def test_seed_decides_the_start() -> None:
 def test_impossible_configurations() -> None:
     with pytest.raises(InputError, match=r"model.stages is 3.*1 or 2"):
         make(model__stages=3)
-    with pytest.raises(InputError, match="trains its decoders in full"):
+    with pytest.raises(InputError, match="trained as a whole"):
         make(lora__decoder=["q"])
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong", "edge"),
+    [
+        ("stage1_start", 1.2, 0.0),
+        ("stage1_start", 1.0, 0.0),
+        ("stage1_start", -0.1, 0.0),
+        ("stage1_decay", -2.0, 1.0),
+        ("stage1_decay", 0.0, 1.0),
+        ("stage1_decay", 1.01, 1.0),
+        ("embed_noise", -1.0, 0.0),
+        ("embed_noise", float("inf"), 0.0),
+        ("mask_dropout", 1.5, 0.0),
+        ("cmattn.dropout", 1.0, 0.0),
+        ("cmattn.dropout", float("nan"), 0.0),
+        ("ce", -0.1, 0.0),
+        ("dice", -0.1, 0.0),
+        ("weight_epochs", 0, 1),
+    ],
+)
+def test_numbers_out_of_range(option: str, wrong: float, edge: float) -> None:
+    key = f"model__{option.replace('.', '__')}"
+    with pytest.raises(InputError, match=rf"model\.{option} is {wrong}\. Expected"):
+        make(**{key: wrong})
+    make(**{key: edge})
 
 
 def test_needs_and_defaults() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from samsans.errors import InputError
 from samsans.methods.class_decoder import ClassMaps
 from samsans.methods.hsam import cmattn
 from samsans.methods.hsam.cmattn import CMAttn, frequency_deviations, head_count, rank_deviations
-from samsans.methods.hsam.config import CmattnConfig
 from samsans.methods.hsam.model import class_prior, mask_feature, stage2_weight
 from samsans.methods.hsam.stage2 import Attention, Stage2, binary_mask, pixel_decoder
 
@@ -153,7 +151,7 @@ def test_counts() -> None:  # check 16 and section 18 of the specification
         assert count(nine) == 6_309_248
         assert count(two) == 4_436_496
         for side, classes, expected in ((32, 9, 12_598_282), (14, 9, 1_114_750), (32, 2, 12_598_275)):
-            assert count(CMAttn(side * side, classes, 256, CmattnConfig())) == expected
+            assert count(CMAttn(side * side, classes, 256)) == expected
 
 
 # -- prior and mask feature --------------------------------------------------------------------------------------------
@@ -182,7 +180,7 @@ def test_mask_feature_is_float32_under_autocast() -> None:
 
 def gate(positions: int = 16, classes: int = 3, **options: object) -> CMAttn:
     torch.manual_seed(2)
-    return CMAttn(positions, classes, 32, replace(CmattnConfig(), **options), 48)  # type: ignore[arg-type]
+    return CMAttn(positions, classes, 32, **({"hidden": 48} | options))  # type: ignore[arg-type]
 
 
 def test_head_counts() -> None:
@@ -192,7 +190,7 @@ def test_head_counts() -> None:
 @pytest.mark.parametrize("side", [14, 32])
 def test_gate_has_mean_one_and_teaches_every_weight(side: int) -> None:
     torch.manual_seed(0)
-    module, feature = CMAttn(side * side, 9, 256, CmattnConfig()), 16 * random(2, 9, side * side)
+    module, feature = CMAttn(side * side, 9, 256), 16 * random(2, 9, side * side)
     g = module(feature, torch.zeros(2, side * side, dtype=torch.int64))
     assert g.shape == (2, side * side)
     torch.testing.assert_close(g.mean(1), torch.ones(2))
@@ -224,7 +222,7 @@ def test_gate_equals_its_steps_written_out() -> None:  # section 8.2 of the spec
         a = module.norm2(a + module.mlp(a))
         scores = (a * module.score.weight[0, :, None]).sum(1) + module.score.bias
         torch.testing.assert_close(module(feature), 16 * scores.softmax(1))
-        module.config.gate = "sigmoid"
+        module.gate = "sigmoid"
         torch.testing.assert_close(module(feature), scores.sigmoid())
 
 
@@ -232,7 +230,7 @@ def test_gate_equals_its_steps_written_out() -> None:  # section 8.2 of the spec
 def test_noise_is_for_training_only_and_needs_labels() -> None:
     module, feature = gate(dropout=0.0), random(2, 3, 16)
     labels = torch.zeros(2, 16, dtype=torch.int64)
-    module.pixels.copy_(torch.tensor([100, 10, 1]))
+    module.observe(torch.tensor([100, 10, 1]))
     assert torch.equal(module.eval()(feature), module(feature, labels))
     module.train()
     torch.testing.assert_close(module(feature, labels), module.eval()(feature))  # background: deviation 0
@@ -248,7 +246,7 @@ def test_noise_is_for_training_only_and_needs_labels() -> None:
 @torch.no_grad()
 def test_noise_has_the_deviation_of_the_true_class() -> None:
     module = gate(dropout=0.0, normalise="none")
-    module.pixels.copy_(torch.tensor([100, 10, 1]))
+    module.observe(torch.tensor([100, 10, 1]))
     labels = torch.tensor([0, 1, 2, 2]).repeat(4).expand(2, -1)
     torch.manual_seed(0)
     noise = torch.stack([module._noise(torch.zeros(2, 3, 16), labels) for _ in range(2000)])

@@ -6,12 +6,13 @@ map of all positions, so that layers are ``T`` wide and belong to one input side
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamFeedForward
 
 from samsans.errors import InputError
-from samsans.methods.hsam.config import CmattnConfig
 from samsans.methods.hsam.stage2 import Attention
 
 DEVIATIONS = (0.35, 0.30, 0.30, 0.20, 0.20, 0.10, 0.10, 0.0, 0.0)
@@ -26,21 +27,33 @@ class CMAttn(nn.Module):
     positions times their number, so that a flat one doubles the embedding as the released code always does.
 
     ``pixels``, ``(K,)`` int64, counts the training pixels of each class and is saved with the weights; until
-    ``observe`` sets it all classes count as equally common.
+    ``observe`` sets it all classes count as equally common.  ``deviations``, ``(K,)``, of the noise follow from it.
 
     Args:
         positions: T.
         classes: K.
         channels: C, the width of the tokens and features whose products are the mask feature.
-        config: Normalisation, noise, dropout and gate; its ``mode`` is not looked at.
         hidden: Width inside the MLP.
+        normalise, noise, dropout, gate: As in ``CmattnConfig``.
     """
 
     pixels: Tensor
+    deviations: Tensor
 
-    def __init__(self, positions: int, classes: int, channels: int, config: CmattnConfig, hidden: int = 2048) -> None:
+    def __init__(
+        self,
+        positions: int,
+        classes: int,
+        channels: int,
+        *,
+        hidden: int = 2048,
+        normalise: Literal["softmax", "none"] = "softmax",
+        noise: Literal["rank", "inverse_freq", "off"] = "rank",
+        dropout: float = 0.1,
+        gate: Literal["spatial_softmax", "sigmoid"] = "spatial_softmax",
+    ) -> None:
         super().__init__()
-        self.config, self.channels = config, channels
+        self.channels, self.normalise, self.noise, self.gate = channels, normalise, noise, gate
         heads = head_count(positions)
         self.attention1 = Attention(positions, positions, heads)
         self.norm1 = nn.LayerNorm(positions)
@@ -48,8 +61,17 @@ class CMAttn(nn.Module):
         self.mlp = SamFeedForward(positions, hidden, positions, 2)
         self.norm2 = nn.LayerNorm(positions)
         self.score = nn.Linear(classes, 1)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(dropout)
         self.register_buffer("pixels", torch.zeros(classes, dtype=torch.int64))
+        self.register_buffer("deviations", torch.zeros(classes), persistent=False)
+        self.observe(self.pixels)
+        self.register_load_state_dict_post_hook(_follow)
+
+    def observe(self, pixels: Tensor) -> None:
+        """Set ``pixels``, and the deviations that follow."""
+        self.pixels.copy_(torch.as_tensor(pixels))
+        by_class = frequency_deviations if self.noise == "inverse_freq" else rank_deviations
+        self.deviations.copy_(by_class(self.pixels))
 
     def forward(self, feature: Tensor, labels: Tensor | None = None) -> Tensor:
         """The gate ``(B, T)`` float32.
@@ -61,16 +83,16 @@ class CMAttn(nn.Module):
         Raises:
             InputError: noise is to be drawn and there are no labels.
         """
-        if self.config.normalise == "softmax":
+        if self.normalise == "softmax":
             feature = (feature * self.channels**-0.5).softmax(1)
         feature = self.dropout(feature)
-        if self.training and self.config.noise != "off":
+        if self.training and self.noise != "off":
             feature = feature + self._noise(feature, labels)
         a = self.norm1(self.attention1(feature, feature, feature))
         a = self.attention2(a, a, a)
         a = self.norm2(a + self.mlp(a))
         scores = self.score(a.mT)[..., 0].float()
-        if self.config.gate == "sigmoid":
+        if self.gate == "sigmoid":
             return scores.sigmoid()
         return scores.softmax(-1) * scores.shape[-1]
 
@@ -79,8 +101,12 @@ class CMAttn(nn.Module):
             raise InputError(
                 "class-balanced noise without masks", "masks of every training image", "Or set model.cmattn.noise=off"
             )
-        by_class = rank_deviations if self.config.noise == "rank" else frequency_deviations
-        return by_class(self.pixels)[labels].unsqueeze(1) * torch.randn_like(feature)
+        return self.deviations[labels].unsqueeze(1) * torch.randn_like(feature)
+
+
+def _follow(module: CMAttn, _: Any) -> None:
+    """After loading ``pixels``: they are all that is saved."""
+    module.observe(module.pixels)
 
 
 def head_count(positions: int) -> int:

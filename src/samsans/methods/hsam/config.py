@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from samsans.errors import InputError
 from samsans.methods.from_scratch import SLICES
 
 
@@ -13,8 +15,8 @@ class CmattnConfig:
     """CMAttn, the class-balanced mask-guided self-attention that re-weights the image embedding before stage 2.
 
     Args:
-        mode: paper (a gate over the positions), repo (what the released code computes: the gate is 1 everywhere and the
-            embedding is doubled) or off (ablation).
+        mode: paper (a gate over the positions), released (what the authors' code computes: the gate is 1 everywhere and
+            the embedding is doubled) or off (ablation).
         normalise: What of the mask feature enters: softmax (over the classes, of P / sqrt(C)) or none (as it is).
         noise: Deviation of the noise on each class when training: rank (a list from the rarest to the commonest class),
             inverse_freq (variance inverse to the frequency) or off.
@@ -22,7 +24,7 @@ class CmattnConfig:
         gate: spatial_softmax (mean over the positions is 1) or sigmoid.
     """
 
-    mode: Literal["paper", "repo", "off"] = "paper"
+    mode: Literal["paper", "released", "off"] = "paper"
     normalise: Literal["softmax", "none"] = "softmax"
     noise: Literal["rank", "inverse_freq", "off"] = "rank"
     dropout: float = 0.1
@@ -69,6 +71,25 @@ class HsamConfig:
     weight_epochs: int | None = None
 
 
+def check(config: HsamConfig) -> None:
+    """Raise ``InputError`` where a number lies outside its range."""
+    numbers = {"ce": config.ce, "dice": config.dice, "embed_noise": config.embed_noise}
+    shares = {
+        "mask_dropout": config.mask_dropout,
+        "cmattn.dropout": config.cmattn.dropout,
+        "stage1_start": config.stage1_start,
+    }
+    epochs = config.weight_epochs
+    rules = [("stages", config.stages, config.stages in (1, 2), "1 or 2")]
+    rules += [(name, value, 0 <= value < math.inf, "0 or more") for name, value in numbers.items()]
+    rules += [(name, value, 0 <= value < 1, "0 or more, and less than 1") for name, value in shares.items()]
+    rules += [("stage1_decay", config.stage1_decay, 0 < config.stage1_decay <= 1, "more than 0, and at most 1")]
+    rules += [("weight_epochs", epochs, epochs is None or epochs >= 1, "1 or more, or null")]
+    for name, value, fits, range_ in rules:
+        if not fits:
+            raise InputError(f"model.{name} is {value}", range_)
+
+
 def _published(rank: int, model: dict[str, Any], **more: dict[str, Any]) -> dict[str, Any]:
     preset: dict[str, Any] = {
         "backbone": {"name": "sam-vit-b", "input_size": 512, "statistics": "unit", "resampling": "spline"},
@@ -96,7 +117,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": _published(4, {}),
     "released": _published(
         5,
-        {"order": "cross_first", "cmattn": {"mode": "repo"}},
+        {"order": "cross_first", "cmattn": {"mode": "released"}},
         backbone={"via_predict": 224},
         augment={"elastic_labels": "truncated"},
         train={"batch_size": 16},

@@ -17,13 +17,14 @@ from torch.nn import functional as F
 from samsans.backbones import add_lora, load_backbone, merge_lora
 from samsans.errors import InputError
 from samsans.methods.class_decoder import ClassDecoder, ClassMaps
+from samsans.methods.classes import central_labels, one_stage, refuse_decoder_adapters, true_labels
 from samsans.methods.hsam.cmattn import CMAttn
-from samsans.methods.hsam.config import HsamConfig
+from samsans.methods.hsam.config import HsamConfig, check
 from samsans.methods.hsam.stage2 import Stage2
-from samsans.ops.labels import class_labels, shrink_labels
+from samsans.ops.labels import shrink_labels
 from samsans.ops.losses import cross_entropy, softmax_dice_loss
 from samsans.ops.timing import Timer
-from samsans.types import Batch, Needs, ParamGroup, Stage
+from samsans.types import Batch, Needs, Stage
 
 if TYPE_CHECKING:
     from samsans.backbones.sam import Sam
@@ -58,8 +59,6 @@ class HSam(nn.Module):
 
     def __init__(self, backbone: Sam, config: HsamConfig, objects: int) -> None:
         super().__init__()
-        if config.stages not in (1, 2):
-            raise InputError(f"model.stages is {config.stages}", "1 or 2")
         sizes = backbone.model.config.mask_decoder_config
         classes, width, mode = objects + 1, backbone.channels, config.cmattn.mode
         self.config, self.backbone, self.timer = config, backbone, Timer()
@@ -70,7 +69,17 @@ class HSam(nn.Module):
         self.dense = nn.Parameter(dense)
         self.cmattn = self.stage2 = None
         if config.stages == 2 and mode == "paper":
-            self.cmattn = CMAttn(backbone.grid**2, classes, width, config.cmattn, sizes.mlp_dim)
+            cmattn = config.cmattn
+            self.cmattn = CMAttn(
+                backbone.grid**2,
+                classes,
+                width,
+                hidden=sizes.mlp_dim,
+                normalise=cmattn.normalise,
+                noise=cmattn.noise,
+                dropout=cmattn.dropout,
+                gate=cmattn.gate,
+            )
         if config.stages == 2:
             self.stage2 = Stage2(
                 classes,
@@ -106,14 +115,14 @@ class HSam(nn.Module):
         return features + self.dense[:, None, None]
 
     def gate(self, first: ClassMaps, masks: Tensor | None = None) -> Tensor:
-        """CMAttn's gate ``(B, 1, g, g)`` on the embedding: 1 everywhere as released (``repo``), 0 where it is off."""
+        """CMAttn's gate ``(B, 1, g, g)`` on the embedding: 1 everywhere as ``released``, 0 where it is off."""
         grid = self.backbone.grid
         if self.cmattn is None:
-            value = 1.0 if self.config.cmattn.mode == "repo" else 0.0
+            value = 1.0 if self.config.cmattn.mode == "released" else 0.0
             return first.image.new_full((len(first.image), 1, grid, grid), value)
         labels = None
         if masks is not None and self.training:
-            labels = class_labels(shrink_labels(masks.flatten(0, 1), grid).unflatten(0, masks.shape[:2])).flatten(1)
+            labels = central_labels(masks, grid).flatten(1)
         return self.cmattn(mask_feature(first), labels).unflatten(1, (1, grid, grid))
 
     def _noisy(self, features: Tensor) -> Tensor:
@@ -127,9 +136,7 @@ class HSam(nn.Module):
 
     def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
         """``0.1 CE + 0.9 Dice`` of each stage, weighted by epoch; stage 1 learns from labels of its own size."""
-        if batch.masks is None:
-            raise InputError("a training batch without masks", "masks for every image")
-        labels = class_labels(batch.masks)
+        labels = true_labels(batch)
         stage1 = self._stage_loss(output.logits_low, shrink_labels(labels, output.logits_low.shape[-1]))
         if output.logits_full is None:
             return {"loss": stage1, "stage1": stage1}
@@ -143,7 +150,7 @@ class HSam(nn.Module):
     def observe(self, pixels: Tensor) -> None:
         """How many training pixels are background and each object, ``(K,)`` int64: CMAttn's noise depends on them."""
         if self.cmattn is not None:
-            self.cmattn.pixels.copy_(torch.as_tensor(pixels))
+            self.cmattn.observe(pixels)
 
     def schedule(self, epoch: float, used: float) -> None:
         """The epoch that the stage weights belong to; they are constant inside an epoch."""
@@ -151,8 +158,8 @@ class HSam(nn.Module):
         self.epoch = math.floor(passed)
 
     def stages(self, config: RunConfig) -> Sequence[Stage]:
-        """One stage, one group: everything that is not frozen, and weight decay on all of it as published."""
-        return [Stage("train", (ParamGroup(tuple(p for p in self.parameters() if p.requires_grad)),))]
+        """One stage: everything that is not frozen."""
+        return one_stage(self)
 
     def finish(self) -> None:
         """The weights are final: merge the adapters into the base for inference.  Training cannot go on."""
@@ -218,12 +225,10 @@ def _enlarged(logits: Tensor, side: int) -> Tensor:
 
 def build(config: RunConfig, objects: tuple[str, ...]) -> HSam:
     """H-SAM as a run's configuration describes it, its fresh parts drawn from ``config.seed``."""
+    check(config.model)
+    refuse_decoder_adapters(config)
     backbone = load_backbone(config.backbone, seed=config.seed)
     if config.backbone.train == "lora":
-        if config.lora.decoder:
-            raise InputError(
-                f"lora.decoder is {config.lora.decoder}", "[]: H-SAM trains its decoders in full", "Set lora.decoder=[]"
-            )
         add_lora(backbone, config.lora, seed=config.seed)
     elif config.backbone.train == "all":
         backbone.freeze(False)

@@ -81,7 +81,7 @@ UNUSED: dict[str, str] = {
     r"mask_decoder2\.transformer\.layers\.\d+\.cross_attn_\w+\.norm": "norms inside masked attentions",
 }
 
-RELEASED_NETWORK = (2, "learnable", "hierarchical", "repo", "cross_first")
+RELEASED_NETWORK = (2, "learnable", "hierarchical", "released", "cross_first")
 CMATTN = UNUSED[r"mask_decoder2\.cmattn\."]
 
 
