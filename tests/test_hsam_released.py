@@ -192,6 +192,51 @@ def test_unknown_names_are_listed_by_group_and_can_be_mapped(released: dict[str,
         read_released(path, {"gate": 3})
 
 
+def test_the_message_alone_is_enough_to_write_the_table(
+    source: HSam, released: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file whose second decoder has other names: from the error to ``--names``, reading nothing else."""
+    others = {
+        "mask_decoder2.skip_upscaling.": "mask_decoder2.up2.",
+        "mask_decoder2.cmattn.": "gate.net.",
+        "mask_decoder2.mask_tokens.": "classes2.",
+        "mask_decoder2.transformer.norm_final_attn.": "mask_decoder2.norm_last.",
+    }
+    odd = dict(released)
+    for theirs, other in others.items():
+        odd = {name.replace(theirs, other): tensor for name, tensor in odd.items()}
+    masked = re.compile(r"(mask_decoder2.*)cross_attn_token_to_image\.(?=\w+_proj)")
+    odd = {masked.sub(r"\1t2i.", name): tensor for name, tensor in odd.items()}
+    path, table, run = saved(odd, tmp_path / "odd.pth"), tmp_path / "names.yaml", tmp_path / "run"
+    argv = ["import", "hsam", str(path), "-o", str(run), "--backbone", "tiny", "--input-size", "64"]
+    argv += ["--classes", *OBJECTS]
+    assert cli.main(argv) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    unknown = dict(re.findall(r"[(,] ?([\w.]+) ([\dx]+)(?=[,)])", message))
+    assert unknown == {name: "x".join(map(str, odd[name].shape)) for name in odd.keys() - released.keys()}
+    ours = re.findall(r"'([\w.]+)'", message.partition("Of ours these are missing: ")[2])
+    assert ours == [
+        "stage2.layers.N.token_to_image.",
+        "stage2.final_norm.",
+        "stage2.class_tokens.",
+        "stage2.pixel_decoder.",
+    ]
+    assert r"--names FILE, YAML" in message
+    assert r"N is (\d+) on the left and \1 on the right" in message
+    rows = {
+        r"mask_decoder2\.transformer\.layers\.(\d+)\.t2i\.": ours[0].replace("N", r"\1"),
+        r"mask_decoder2\.norm_last\.": ours[1],
+        r"classes2\.": ours[2],
+        r"mask_decoder2\.up2\.": ours[3],
+        r"gate\.net\.": None,
+    }
+    table.write_text(yaml.safe_dump(rows))
+    assert cli.main([*argv, "--names", str(table)]) == 0
+    made = load(run, device="cpu").method.state_dict()
+    theirs = source.state_dict()
+    assert all(torch.equal(made[name], theirs[name]) for name in theirs if name.startswith("stage"))
+
+
 def test_second_name_of_the_prompt_encoder_must_agree(released: dict[str, Tensor], tmp_path: Path) -> None:
     key = "prompt_encoder2.no_mask_embed.weight"
     twin = released | {key: released["prompt_encoder.no_mask_embed.weight"].clone()}
@@ -245,20 +290,8 @@ def test_not_a_checkpoint(tmp_path: Path) -> None:
 def test_import_to_prediction(source: HSam, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command makes a run that predicts what the method predicts that the tensors came from."""
     run = tmp_path / "run"
-    argv = [
-        "import",
-        "hsam",
-        str(file),
-        "-o",
-        str(run),
-        "--backbone",
-        "tiny",
-        "--classes",
-        *OBJECTS,
-        "--window",
-        "0",
-        "9",
-    ]
+    argv = ["import", "hsam", str(file), "-o", str(run), "--backbone", "tiny"]
+    argv += ["--classes", *OBJECTS, "--window", "0", "9"]
     assert cli.main(argv) == 0
     assert "samsans predict" in capsys.readouterr().out
     segmenter = load(run, device="cpu")
@@ -292,13 +325,20 @@ def test_import_refuses_before_it_writes(file: Path, tmp_path: Path, capsys: pyt
     assert "missing: stage2.class_tokens (1); unexpected: stage2.tokens (1)" in capsys.readouterr().err
 
 
-def test_eight_objects_are_those_of_synapse(tmp_path: Path) -> None:
+def test_eight_objects_are_those_of_synapse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     method = tiny(tuple(f"object {n}" for n in range(8)))
     state = method.state_dict()
     path = saved({released_name(name): state[name] for name in trained_names(method)}, tmp_path / "synapse.pth")
+    argv = ["import", "hsam", str(path), "-o", str(tmp_path / "windowed"), "--backbone", "tiny", "--input-size", "64"]
+    assert cli.main([*argv, "--window", "0", "1"]) == 0
+    assert capsys.readouterr().out.count("assumed: ") == 1  # the objects, not the window
     with pytest.raises(InputError, match="does not tell its input side"):
         import_released(path, tmp_path / "run", backbone="tiny")
-    run = import_released(path, tmp_path / "run", backbone="tiny", input_size=64)
+    told: list[str] = []
+    run = import_released(path, tmp_path / "run", backbone="tiny", input_size=64, say=told.append)
+    assert told[0].startswith("assumed: the eight objects are Synapse's, spleen, right kidney, left kidney, gall")
+    assert told[1].startswith("assumed: intensities in HU, shown from -125 to 275")
+    assert len(told) == 2
     segmenter = load(run, device="cpu")
     assert [c.name for c in segmenter.classes][1:4] == ["right kidney", "left kidney", "gallbladder"]
     assert segmenter.config.data.window == [-125.0, 275.0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ def import_released(
     input_size: int | None = None,
     classes: Sequence[str] = (),
     window: Sequence[float] | None = None,
+    say: Callable[[str], None] | None = None,
     names: Mapping[str, str | None] | None = None,
 ) -> Path:
     """Write the run folder of a released checkpoint: ``config.yaml``, ``classes.json``, ``model/last.safetensors``.
@@ -46,6 +47,7 @@ def import_released(
         classes: Names of the objects in the order of the classes; by default those of Synapse where there are eight.
         window: Intensities [low, high] shown as black and white; by default Synapse's -125 to 275 HU where its objects
             are, else each volume's own percentiles.
+        say: Told each thing that is assumed, since the file does not tell it.
         names: Rows of the table of names tried first, see ``samsans.methods.hsam.released``.
 
     Returns:
@@ -68,6 +70,10 @@ def import_released(
             f"{objects}, in the order of its classes, without background",
             "Name them: --classes NAME ...",
         )
+    if synapse and say is not None:
+        say(f"assumed: the eight objects are Synapse's, {', '.join(SYNAPSE)}; if not, name yours: --classes NAME ...")
+        if not window:
+            say("assumed: intensities in HU, shown from {:g} to {:g}; if not, give --window LOW HIGH".format(*WINDOW))
     infos = named_classes({name: [value] for value, name in enumerate(SYNAPSE if synapse else classes, 1)})
     if input_size is None and found.positions is None:
         raise InputError(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -29,6 +29,7 @@ from samsans.backbones.checkpoints import read_tensors
 from samsans.errors import InputError
 from samsans.methods.weights import load_state, trained_names
 
+POSITIONS = "backbone.model.shared_image_embedding.positional_embedding"  # frozen, may be absent
 LORA = "backbone.model.vision_encoder.layers.{block}.attn.qkv.{part}.lora_"
 
 # Beginning of a released name, as a pattern -> beginning of ours.  {block} and {part} are made of the number of an
@@ -37,9 +38,7 @@ NAMES: dict[str, str] = {
     r"w_a_(\d+)$": LORA + "A.default.weight",
     r"w_b_(\d+)$": LORA + "B.default.weight",
     r"prompt_encoder2?\.no_mask_embed\.weight$": "dense",
-    r"prompt_encoder2?\.pe_layer\.positional_encoding_gaussian_matrix$": (
-        "backbone.model.shared_image_embedding.positional_embedding"
-    ),
+    r"prompt_encoder2?\.pe_layer\.positional_encoding_gaussian_matrix$": POSITIONS,
     # first decoder: names of the original SAM
     r"mask_decoder\.transformer\.layers\.(\d+)\.norm([1-4])\.": r"stage1.transformer.layers.\1.layer_norm\2.",
     r"mask_decoder\.transformer\.norm_final_attn\.": "stage1.transformer.layer_norm_final_attn.",
@@ -54,8 +53,11 @@ NAMES: dict[str, str] = {
     r"mask_decoder\.output_hypernetworks_mlps\.(\d+)\.layers\.2\.": r"stage1.hypernetworks.\1.proj_out.",
     # second decoder: names assumed
     r"mask_decoder2\.transformer\.layers\.(\d+)\.self_attn\.": r"stage2.layers.\1.self_attention.",
-    r"mask_decoder2\.transformer\.layers\.(\d+)\.cross_attn_(token_to_image|image_to_token)\.(?=\w+_proj\.)": (
-        r"stage2.layers.\1.\2."
+    r"mask_decoder2\.transformer\.layers\.(\d+)\.cross_attn_token_to_image\.(?=\w+_proj\.)": (
+        r"stage2.layers.\1.token_to_image."
+    ),
+    r"mask_decoder2\.transformer\.layers\.(\d+)\.cross_attn_image_to_token\.(?=\w+_proj\.)": (
+        r"stage2.layers.\1.image_to_token."
     ),
     r"mask_decoder2\.transformer\.layers\.(\d+)\.norm([1-4])\.": r"stage2.layers.\1.norm\2.",
     r"mask_decoder2\.transformer\.layers\.(\d+)\.mlp\.lin1\.": r"stage2.layers.\1.mlp.proj_in.",
@@ -121,13 +123,14 @@ def read_released(path: str | Path, names: Mapping[str, str | None] | None = Non
     rows = _rows(names or {})
     state: dict[str, Tensor] = {}
     unused: Counter[str] = Counter()
-    unknown, positions = [], None
+    unknown: dict[str, torch.Size] = {}
+    positions = None
     for key, tensor in read_tensors(path, "the weights of an H-SAM").items():
         ours, what = _translate(key, rows)
         tensor = tensor.flatten() if ours == "dense" else tensor  # (1, C) in the file
         if ours is None:
             if what is None:
-                unknown.append(key)
+                unknown[key] = tensor.shape
                 continue
             unused[what] += tensor.numel()
             if what == CMATTN and tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]:
@@ -139,10 +142,13 @@ def read_released(path: str | Path, names: Mapping[str, str | None] | None = Non
         else:
             state[ours] = tensor
     if unknown:
+        missing = ", ".join(map(repr, _unfilled(state))) or "none"
         raise InputError(
             f"{path} holds {len(unknown)} tensors that are not known: {'; '.join(_by_group(unknown))}",
-            "the names of H-SAM's release",
-            "Map them with `names` (on the command line --names FILE): released beginning to ours, or to null",
+            f"the names of H-SAM's release. Of ours these are missing: {missing}",
+            "Map them with `names` (on the command line --names FILE, YAML): the beginning of a name in the file as a "
+            "regular expression, `: `, the beginning of ours, or null for what is not to be loaded; a number N is "
+            "(\\d+) on the left and \\1 on the right",
         )
     return Released(state, dict(unused), *_sizes(state, path), positions)
 
@@ -246,9 +252,20 @@ def _compare(method: Any, found: Released, source: str) -> None:
         )
 
 
-def _by_group(names: list[str], shown: int = 3) -> list[str]:
-    """``group: count (some names)`` by the first two parts of each name."""
+def _by_group(shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """``group: count (name shape, ...)`` by the first two parts of each name, all names in full."""
     groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(".".join(name.split(".")[:2]), []).append(name)
-    return [f"{group}: {len(m)} ({', '.join(m[:shown])}{', ...' * (len(m) > shown)})" for group, m in groups.items()]
+    for name, shape in shapes.items():
+        groups.setdefault(".".join(name.split(".")[:2]), []).append(f"{name} {'x'.join(map(str, shape)) or 1}")
+    return [f"{group}: {len(names)} ({', '.join(names)})" for group, names in groups.items()]
+
+
+def _unfilled(state: Mapping[str, Tensor]) -> list[str]:
+    """Beginnings of our names, those of ``NAMES``, that no tensor of a file became; ``N`` stands for a number."""
+    free = []
+    for ours in dict.fromkeys(NAMES.values()):
+        constant = re.split(r"\\\d|\{\w+\}", ours)
+        filled = re.compile(r"\w+".join(map(re.escape, constant)))
+        if ours != POSITIONS and not any(map(filled.match, state)):
+            free.append("N".join(constant))
+    return free
