@@ -36,7 +36,7 @@ def test_values_come_back(tmp_path: Path, name: str, shape: tuple[int, ...]) -> 
     assert volume.affine is None
     assert is_image(path)
     assert find_images(tmp_path) == [path]
-    assert output_suffix(path) == (".png" if name.endswith("npz") and len(shape) == 2 else ".nii.gz")
+    assert output_suffix(path) == (".png" if len(shape) == 2 else ".nii.gz")
     written = write_labels(tmp_path / f"out{output_suffix(path)}", mask.array, like=volume)
     np.testing.assert_array_equal(read_labels(written).array, mask.array)
 
@@ -55,6 +55,20 @@ def test_colour_and_small_dtypes(tmp_path: Path) -> None:
     half = packed(tmp_path / "b.h5", np.full((4, 6), 0.5, np.float16), label.astype(">i4"))
     assert read_image(half).array.dtype == np.float32
     assert read_labels(half).array.dtype.isnative
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.h5"])
+def test_what_is_written_is_planned_from_shapes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", None)
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", None)
+    kinds = {(4, 6): (4, 6), (1, 4, 6): (1, 4, 6), (4, 6, 3): (4, 6), (3, 4, 6): (3, 4, 6), (3, 4, 6, 2): (3, 4, 6)}
+    for number, (shape, label) in enumerate(kinds.items()):
+        path = packed(tmp_path / str(number) / name, np.zeros(shape), np.zeros(label))
+        assert output_suffix(path) == (".nii.gz" if label[0] == 3 else ".png")
+    with pytest.raises(InputError, match="none is called image"):
+        output_suffix(packed(tmp_path / name, np.zeros((4, 6)), np.zeros((4, 6)), names=("img", "label")))
 
 
 def test_the_hash_is_of_the_values(tmp_path: Path) -> None:

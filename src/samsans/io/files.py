@@ -112,8 +112,8 @@ def output_suffix(path: str | Path) -> str:
     """The suffix that a label map of this input gets.
 
     ``.png`` for 2D images; a volume keeps its own format, except that formats of two files are written as one
-    (``.nhdr`` as ``.nrrd``, ``.mhd`` as ``.mha``), DICOM, HDF5 and ``.npz`` of several slices become ``.nii.gz``, and a
-    TIFF of several slices stays TIFF.
+    (``.nhdr`` as ``.nrrd``, ``.mhd`` as ``.mha``), DICOM, and HDF5 and ``.npz`` of several slices become ``.nii.gz``,
+    and a TIFF of several slices stays TIFF.
     """
     path = Path(path)
     ending = suffix(path)
@@ -123,12 +123,10 @@ def output_suffix(path: str | Path) -> str:
         from samsans.io.tiff import is_stack
 
         return ".tif" if is_stack(path) else ".png"
-    if ending == ".npz":
+    if ending in PACKED_SUFFIXES:
         from samsans.io import packed
 
         return ".nii.gz" if packed.is_stack(path) else ".png"
-    if ending in HDF5_SUFFIXES:
-        return ".nii.gz"
     if ending in IMAGE_SUFFIXES:
         return ".png"
     if ending in VOLUME_SUFFIXES:

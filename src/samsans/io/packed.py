@@ -30,7 +30,7 @@ def read(path: Path, labels: bool = False) -> Volume:
     with _opened(path) as arrays:
         name = LABEL if labels else IMAGE
         array = _array(arrays, name, path)
-        if array.ndim == 3 and not labels and LABEL in arrays and _array(arrays, LABEL, path).ndim == 2:
+        if array.ndim == 3 and not labels and _flat_label(arrays):
             array = array[None]
     if array.dtype.kind not in "biuf":
         raise InputError(f"{path}: the array {name} is of {array.dtype}", "numbers", "Save it as float32 or uint8")
@@ -42,8 +42,11 @@ def read(path: Path, labels: bool = False) -> Volume:
 
 
 def is_stack(path: Path) -> bool:
-    """Whether a file holds slices ``(D, H, W)`` and not one picture."""
-    return read(path).shape[0] > 1
+    """Whether a file holds slices ``(D, H, W)`` and not one picture, from the shapes in its headers."""
+    with _opened(path) as arrays:
+        _require(arrays, IMAGE, path)
+        shape = _shape(arrays, IMAGE)
+        return len(shape) > 2 and shape[0] > 1 and not _flat_label(arrays)
 
 
 def holds_mask(path: Path) -> bool:
@@ -56,13 +59,34 @@ def holds_mask(path: Path) -> bool:
 
 
 def _array(arrays: Mapping[str, Any], name: str, path: Path) -> np.ndarray:
+    _require(arrays, name, path)
+    return np.asarray(arrays[name][()])
+
+
+def _flat_label(arrays: Mapping[str, Any]) -> bool:
+    """Whether the mask is ``(H, W)``: three axes of its image are then rows, columns and channels."""
+    return LABEL in arrays and len(_shape(arrays, LABEL)) == 2
+
+
+def _shape(arrays: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """Shape of an array without its values: neither HDF5 nor the usual ``.npy`` headers need them."""
+    if isinstance(arrays, np.lib.npyio.NpzFile) and arrays.zip is not None:
+        with arrays.zip.open(f"{name}.npy") as file:
+            version = np.lib.format.read_magic(file)
+            if version == (1, 0):
+                return np.lib.format.read_array_header_1_0(file)[0]
+            if version == (2, 0):
+                return np.lib.format.read_array_header_2_0(file)[0]
+    return tuple(arrays[name].shape)
+
+
+def _require(arrays: Mapping[str, Any], name: str, path: Path) -> None:
     if name not in arrays:
         raise InputError(
             f"{path} holds the arrays {', '.join(arrays) or '(none)'}, none is called {name}",
             f"the arrays {IMAGE} and {LABEL}",
             "Rename the array",
         )
-    return np.asarray(arrays[name][()])
 
 
 @contextmanager
