@@ -222,7 +222,7 @@ def test_autosam_changes_brightness_noise_and_place() -> None:
 
 
 def test_a_field_is_smoothed_noise() -> None:
-    field = warps.displacement(40, 3.0, np.random.default_rng(1))
+    field = warps.displacement(warps.smoothing(40, 3.0), np.random.default_rng(1))
     noise = np.random.default_rng(1).uniform(-1, 1, (2, 40, 40))
     np.testing.assert_allclose(field, [ndimage.gaussian_filter(n, 3.0) for n in noise], atol=1e-12)
 

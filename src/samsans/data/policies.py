@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from samsans.config import AugmentConfig
 from samsans.data.transforms import aligned, spline
-from samsans.data.warps import bilinear, displacement, grid, inside, jittered, nearest, reflected, turned
+from samsans.data.warps import bilinear, displacement, grid, inside, jittered, nearest, reflected, smoothing, turned
 from samsans.errors import InputError
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -95,7 +96,7 @@ def autosam(image: np.ndarray, masks: np.ndarray, config: AugmentConfig, rng: np
     scale = rng.uniform(0.5, 1.9) if rng.random() < 0.5 else 1.0
     side = image.shape[-1]
     ratio = side / AUTOSAM_SIDE
-    field = amplitude * displacement(AUTOSAM_SIDE, sigma, rng)
+    field = amplitude * displacement(smoothing(AUTOSAM_SIDE, sigma), rng)
     shift = np.stack([ndimage.zoom(f, ratio, order=1, mode="nearest") for f in field]) * ratio if ratio != 1 else field
     positions = turned(grid(side) + shift, angle, scale)
     return _grey(255 * bilinear(values, positions)), nearest(masks, positions)
@@ -125,7 +126,7 @@ def elastic(image: np.ndarray, masks: np.ndarray, truncated: bool, rng: np.rando
     """
     side = image.shape[-1]
     jitter = JITTER * side
-    shifted = grid(side) + AMPLITUDE * side * displacement(side, SIGMA * side, rng)
+    shifted = grid(side) + AMPLITUDE * side * displacement(_hsam_smoothing(side), rng)
     there = inside(shifted)
     positions = reflected(jittered(shifted, jitter, rng))
     warped = _grey(bilinear(image, positions) * there)
@@ -141,6 +142,12 @@ def elastic(image: np.ndarray, masks: np.ndarray, truncated: bool, rng: np.rando
     labels = (masks * numbers).sum(0)
     drawn = np.floor(bilinear(labels[None].astype(np.float64), positions)[0] * there + 1e-6)  # 1e-6: rounding errors
     return warped, drawn == numbers
+
+
+@lru_cache(maxsize=1)
+def _hsam_smoothing(side: int) -> np.ndarray:
+    """Always the same: kept, unlike AutoSAM's, whose width is random."""
+    return smoothing(side, SIGMA * side)
 
 
 def _brightness(rng: np.random.Generator) -> float:

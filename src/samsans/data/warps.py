@@ -6,8 +6,6 @@ result.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 from scipy import ndimage
 
@@ -50,10 +48,17 @@ def reflected(positions: np.ndarray) -> np.ndarray:
     return np.minimum(folded, 2 * last - folded)
 
 
-def displacement(side: int, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """``(2, S, S)``: noise uniform in [-1, 1], smoothed by a Gaussian of ``sigma`` pixels with reflected borders."""
-    blur = _blur(side, sigma)
-    noise = rng.uniform(-1, 1, (2, side, side))
+def smoothing(side: int, sigma: float) -> np.ndarray:
+    """``(S, S)``: the Gaussian filter of ``sigma`` pixels along one axis, borders reflected, as a matrix.
+
+    With large ``sigma`` products with it are much faster than filtering.
+    """
+    return ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0, mode="reflect")
+
+
+def displacement(blur: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """``(2, S, S)``: noise uniform in [-1, 1], smoothed along both axes by ``blur`` (see ``smoothing``)."""
+    noise = rng.uniform(-1, 1, (2, *blur.shape))
     return blur @ noise @ blur.T
 
 
@@ -74,9 +79,3 @@ def bilinear(pixels: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """``(C, S, S)`` float64 from pixels ``(C, S, S)``, bilinear; zero outside."""
     values = [ndimage.map_coordinates(p, positions, np.float64, order=1, mode="nearest") for p in pixels]
     return np.stack(values) * inside(positions)
-
-
-@lru_cache(maxsize=4)
-def _blur(side: int, sigma: float) -> np.ndarray:
-    """``(S, S)``: the Gaussian filter along one axis as a matrix; with large ``sigma`` products are much faster."""
-    return ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0, mode="reflect")
