@@ -18,6 +18,7 @@ from samsans.data.episodes import BatchSource, EpisodeSource
 from samsans.data.slices import SliceDataset
 from samsans.data.transforms import Preprocess, inside
 from samsans.errors import InputError
+from samsans.ops.labels import class_labels
 
 ALL = AugmentConfig(flip=0.5, rotate=15, scale=0.1, shift=0.1, intensity=0.1)
 
@@ -232,3 +233,25 @@ def test_published_changes_and_unit_statistics(tmp_path: Path, policy: str) -> N
     assert outside.any()
     assert not (batch.masks & outside).any()
     assert not (batch.images * outside).any()
+
+
+@pytest.mark.parametrize("policy", ["affine", "hsam", "samed", "autosam"])
+def test_padding_shows_no_object_and_changes_no_label(tmp_path: Path, policy: str) -> None:
+    """Slices of 12 x 16 fill the upper three quarters of the square; the rest is background, black and not valid."""
+    dataset = flat_set(tmp_path, 6, (1, 2))
+    slices = SliceDataset(dataset, [c.id for c in dataset.cases], Preprocess(32, "pad"), exclusive=True)
+    changes = AugmentConfig(rotate=40, shift=0.4, policy=policy)  # type: ignore[arg-type]
+    for step in range(4):
+        batch = BatchSource(slices, 4, changes).batch(step)
+        assert batch.masks is not None
+        assert batch.valid is not None
+        assert batch.valid.tolist() == [[24, 32]] * 4
+        assert not batch.masks[:, :, 24:].any()
+        assert not batch.images[:, :, 24:].any()
+    plain = BatchSource(slices, 6, AugmentConfig()).batch(0)
+    assert plain.masks is not None
+    labels = class_labels(plain.masks)
+    for id, shown in zip(plain.ids, labels, strict=True):
+        drawn = torch.from_numpy(dataset.read_labels(dataset.by_id(id)).array[0].astype(np.int64))
+        assert torch.equal(shown[:24], drawn.repeat_interleave(2, 0).repeat_interleave(2, 1))
+        assert not shown[24:].any()

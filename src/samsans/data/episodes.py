@@ -134,6 +134,11 @@ class EpisodeSource:
 class BatchSource:
     """Plain batches for methods without episodes: every slice once an epoch, in an order drawn from seed and epoch.
 
+    All batches are full: the epochs' orders are laid end to end, and a batch may straddle two of them, where the
+    published loaders end each epoch with a smaller batch.  Our decision: the steps of an epoch are as many, but where
+    ``batch_size`` does not divide the slices, ``n`` epochs show up to ``n (batch_size - 1)`` slices more, less than one
+    batch an epoch.
+
     foreground: least share of every batch that shows an object; slices that show none are replaced by ones that do.
     """
 
