@@ -16,6 +16,7 @@ from scipy import ndimage
 from samsans.config import from_dict
 from samsans.data.transforms import MEAN, STD, Preprocess, aligned, inside, spline
 from samsans.errors import InputError
+from samsans.ops.labels import corner_aligned
 
 
 def rgb(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -196,7 +197,7 @@ def test_aligned_labels() -> None:  # check 13 of the specification
 @given(st.integers(1, 300), st.integers(2, 300))
 def test_aligned_is_rounding_and_the_same_where_sizes_are(size: int, wanted: int) -> None:
     oracle = [math.floor(Fraction(i * (size - 1), wanted - 1) + Fraction(1, 2)) for i in range(wanted)]
-    assert aligned(size, wanted).tolist() == oracle
+    assert aligned(size, wanted).tolist() == oracle == corner_aligned(size, wanted).tolist()
     assert aligned(size, size).tolist() == list(range(size))
 
 
@@ -242,6 +243,23 @@ def test_via_shows_no_more_than_the_small_side(resampling: str) -> None:
     assert through.valid(64, 64) == (48, 48)
 
 
+def test_levels_of_each_slice() -> None:
+    """Each slice from its smallest to its largest value, by channel; a picture's three channels share theirs."""
+    own = Preprocess(8, stretch="slice")
+    ramp = np.arange(64.0).reshape(8, 8, 1)
+    volume = np.stack([ramp, 500 - 2 * ramp, np.ones_like(ramp)])
+    assert own.levels(volume) is None
+    rising, falling, flat = (own.image(part, None)[1] for part in volume)
+    assert rising.flatten().tolist() == [round(i * 255 / 63) for i in range(64)]
+    assert torch.equal(falling, rising.flip(0, 1))
+    assert not flat.any()
+    colour = rgb(8, 8)
+    colour[..., 0] //= 2
+    low, high = int(colour.min()), int(colour.max())
+    expected = ((colour.astype(np.float32) - low) * np.float32(255 / (high - low))).round().transpose(2, 0, 1)
+    np.testing.assert_allclose(own.image(colour, None).numpy(), expected, atol=1)
+
+
 def test_from_a_run_configuration() -> None:
     plain = from_dict({})
     assert Preprocess.of(plain, 1024) == Preprocess(1024)
@@ -256,6 +274,13 @@ def test_from_a_run_configuration() -> None:
     config.backbone.via_predict = 128
     assert Preprocess.of(config, 512, predicting=True).via == 128
     assert Preprocess.of(config, 512).via == 224
+    config.data.window, config.data.levels = None, "slice"
+    assert Preprocess.of(config, 512).stretch == "slice"
+    for window, levels in (([0.0, 1.0], "slice"), ([0.0], "volume")):
+        config.data.window, config.data.levels = window, levels  # type: ignore[assignment]
+        with pytest.raises(InputError, match=rf"data\.window is .*, data\.levels {levels}"):
+            Preprocess.of(config, 512)
+    config.data.window, config.data.levels = None, "volume"
     config.backbone.via = 0
     with pytest.raises(InputError, match="via 0 pixels"):
         Preprocess.of(config, 512)

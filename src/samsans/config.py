@@ -39,6 +39,8 @@ class DataConfig:
         classes: Object names with the mask values that belong to each, e.g. ``{disc: [1, 2], cup: [2]}``; null infers.
         spacing: Voxel size (z, y, x) in mm of files that state none.
         window: Intensities [low, high] shown to the model; null: 8-bit images as they are, others by percentiles 1-99.
+        levels: What a null window goes by: volume (as above), or slice (each slice from its smallest to its largest
+            value).
         channels: Which channels the model sees: auto (grey repeated, RGB kept) or three channel numbers.
         slice_axis: Axis along which volumes are cut into slices: auto (from spacing and orientation), a plane of the
             patient (axial, coronal, sagittal) or an array axis (0, 1, 2).
@@ -53,6 +55,7 @@ class DataConfig:
     classes: dict[str, list[int]] | None = None
     spacing: list[float] | None = None
     window: list[float] | None = None
+    levels: Literal["volume", "slice"] = "volume"
     channels: list[int] | Literal["auto"] = "auto"
     slice_axis: SliceAxis = "auto"
     cache_gb: float = 2.0
@@ -92,7 +95,8 @@ class BackboneConfig:
     Args:
         name: A name of ``samsans models``, a hub id, a local directory, or an original ``.pth`` file.
         input_size: Side S of the square the model sees, in pixels, a multiple of the patch; null: the backbone's own.
-        resize: squash to S x S, or pad: longest side to S, bottom and right padded.
+        resize: squash to S x S, or pad: longest side to S, bottom and right padded; padding is background to the losses
+            and left out of class counts, scores and results.
         attention: fast (exact, fused) or naive (the library's own, the oracle).
         checkpointing: Recompute encoder blocks in the backward pass to save memory.
         train: lora (base frozen), all (from-scratch backbones), or none.

@@ -15,7 +15,8 @@ from torch import Tensor
 from samsans.config import RunConfig
 from samsans.errors import InputError
 
-PERCENTILES = (1.0, 99.0)  # decision D-26
+PERCENTILES = (1.0, 99.0)  # of a volume, decision D-26
+EXTREMES = (0.0, 100.0)  # of a slice
 MEAN = (123.675, 116.28, 103.53)  # ImageNet, 0..255, as in SAM
 STD = (58.395, 57.12, 57.375)
 
@@ -29,6 +30,7 @@ class Preprocess:
     input_size: side S in pixels.  resize: ``squash`` to S x S (decision D-02), or ``pad``: longest side to S, zeros at
     the bottom and the right after normalising, as SAM does.
     window: intensities [low, high] shown as black and white; ``None`` takes them from the image.
+    stretch: without a window, one pair of levels a ``volume``, or one a ``slice``.
     channels: ``auto`` (grey repeated, three channels kept), or the numbers of one or three channels.
     statistics: ``sam`` takes off ImageNet's mean and divides by its deviation, ``unit`` divides by 255.
     resampling: ``linear`` (antialiased bilinear, half pixels aligned), or ``spline`` (cubic splines, nearest neighbours
@@ -42,6 +44,7 @@ class Preprocess:
     statistics: Literal["sam", "unit"] = "sam"
     resampling: Literal["linear", "spline"] = "linear"
     via: int | None = None
+    stretch: Literal["volume", "slice"] = "volume"
 
     @classmethod
     def of(cls, config: RunConfig, input_size: int, predicting: bool = False) -> Preprocess:
@@ -53,6 +56,12 @@ class Preprocess:
         via = backbone.via_predict if predicting and backbone.via_predict is not None else backbone.via
         if via is not None and via < 1:
             raise InputError(f"slices are to go via {via} pixels", "at least 1", "See backbone.via and via_predict")
+        if data.window is not None and (len(data.window) != 2 or data.levels == "slice"):
+            raise InputError(
+                f"data.window is {data.window}, data.levels {data.levels}",
+                "two intensities, low and high, or the levels of each slice",
+                "Set data.window to null, or data.levels to volume",
+            )
         return cls(
             input_size,
             backbone.resize,
@@ -61,32 +70,35 @@ class Preprocess:
             backbone.statistics,
             backbone.resampling,
             via,
+            data.levels,
         )
 
-    def levels(self, array: np.ndarray) -> Levels:
+    def levels(self, array: np.ndarray) -> Levels | None:
         """Values shown as black and white, ``(C,)`` or ``(1,)`` float32 each, from the whole volume ``(D, H, W, C)``.
 
         The window where given; 0 and 255 for 8-bit pictures (one slice, or colour); else percentiles 1 and 99 of the
-        finite values (decision D-26), by channel, save that the three channels of a picture share theirs.
+        finite values (decision D-26), by channel, save that the three channels of a picture share theirs.  ``None``
+        where each slice has its own.
         """
+        if self.stretch == "slice":
+            return None
         depth, channels = array.shape[0], array.shape[3]
         if self.window is not None:
             low, high = (np.array([v], np.float32) for v in self.window)
         elif array.dtype == np.uint8 and (depth == 1 or channels == 3):
             low, high = np.zeros(1, np.float32), np.full(1, 255, np.float32)
         else:
-            shared = depth == 1 and channels == 3
-            groups = [array] if shared else [array[..., c] for c in range(channels)]
-            low, high = np.stack([_percentiles(g) for g in groups], 1)
-        return low, np.maximum(high, low + np.float32(1e-6) * np.maximum(1, np.abs(low)))
+            return _stretched(array, PERCENTILES)
+        return _apart(low, high)
 
-    def image(self, slice: np.ndarray, levels: Levels) -> Tensor:
+    def image(self, slice: np.ndarray, levels: Levels | None) -> Tensor:
         """``(3, S, S)`` uint8 from a slice ``(H, W, C)`` in native values, resized as ``resampling`` says.
 
-        Values that are not finite are shown as the lower level.  Raises InputError where the channels cannot be shown
-        as three.
+        levels: of its volume; ``None``: from the smallest to the largest finite value of the slice, by channel, save
+        that three channels share theirs.  Values that are not finite are shown as the lower level.  Raises InputError
+        where the channels cannot be shown as three.
         """
-        low, high = levels
+        low, high = _stretched(slice[None], EXTREMES) if levels is None else levels
         picked = self._channels(slice.shape[2])
         chosen = slice[..., picked].astype(np.float32)
         low, high = (v[picked] if len(v) > 1 else v for v in (low, high))
@@ -205,9 +217,21 @@ def _nearest(size: int, wanted: int) -> np.ndarray:
     return (2 * np.arange(wanted) + 1) * size // (2 * wanted)
 
 
-def _percentiles(values: np.ndarray) -> np.ndarray:
-    """Percentiles 1 and 99 of the finite values, ``(2,)`` float32; 0 and 1 where there is none."""
+def _stretched(array: np.ndarray, percentiles: tuple[float, float]) -> Levels:
+    """Two percentiles of a volume ``(D, H, W, C)`` by channel; those of a picture of three channels are shared."""
+    depth, channels = array.shape[0], array.shape[3]
+    groups = [array] if depth == 1 and channels == 3 else [array[..., c] for c in range(channels)]
+    return _apart(*np.stack([_percentiles(g, percentiles) for g in groups], 1))
+
+
+def _apart(low: np.ndarray, high: np.ndarray) -> Levels:
+    """The levels, the upper one a little above the lower one at least."""
+    return low, np.maximum(high, low + np.float32(1e-6) * np.maximum(1, np.abs(low)))
+
+
+def _percentiles(values: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
+    """Percentiles of the finite values, ``(2,)`` float32; 0 and 1 where there is none."""
     flat = values.ravel()
     if flat.dtype.kind == "f":
         flat = flat[np.isfinite(flat)]
-    return np.percentile(flat, PERCENTILES).astype(np.float32) if flat.size else np.array([0, 1], np.float32)
+    return np.percentile(flat, percentiles).astype(np.float32) if flat.size else np.array([0, 1], np.float32)

@@ -62,7 +62,7 @@ class Job:
     volume: Volume
     orientation: Orientation
     slices: np.ndarray
-    levels: Levels
+    levels: Levels | None
     first: Tensor
     truth: np.ndarray | None = None
     truth_classes: tuple[ClassInfo, ...] = ()
