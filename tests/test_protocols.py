@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data_files import nifti, packed
+from samsans import config as configuration
 from samsans.config import DataConfig, SplitConfig
 from samsans.data import protocols
 from samsans.data.cases import Dataset, find_cases
@@ -19,7 +20,8 @@ from samsans.data.slices import SliceDataset
 from samsans.data.splits import Split, make_split
 from samsans.data.transforms import Preprocess
 from samsans.errors import InputError
-from samsans.types import Case
+from samsans.training.data import read_data
+from samsans.types import Case, Needs
 
 COUNTS = {"synapse": 2211, "synapse_fewshot": 221, "la_4": 224, "promise12_3": 58}
 
@@ -270,3 +272,35 @@ def test_scans_of_the_left_atrium(tmp_path: Path, images: str | None) -> None:
     assert len(slices) == 224
     everything = SliceDataset(cases, split.train, Preprocess(8), slice_axis="2", foreground=True)
     assert slices.ids == everything.ids
+    config = configuration.from_dict({"split.protocol": "la_4", "data.slice_axis": "2"})
+    assert len(read_data(cases, split, config, Needs(), 8).train) == 224
+
+
+def prostates(root: Path, shown: slice) -> tuple[Dataset, Split]:
+    """PROMISE12's training cases of 60 slices, of which those of ``shown`` show the prostate."""
+    for key in protocols.load("promise12_3").train:
+        label = np.zeros((60, 40, 42), np.uint8)
+        label[shown, 2:5, 3:40] = 1
+        packed(root / f"Case{key}.h5", label.astype(np.float32), label)
+    cases = find_cases(DataConfig(path=str(root)))
+    return cases, make_split(cases, SplitConfig(protocol="promise12_3"))
+
+
+def test_listed_slices_that_show_nothing_are_refused(tmp_path: Path) -> None:
+    def train(axis: str, **options: Any) -> int:
+        values = {"split.protocol": "promise12_3", "data.slice_axis": axis} | options
+        return len(read_data(*found, configuration.from_dict(values), Needs(), 8).train)
+
+    found = prostates(tmp_path, slice(2, 33))
+    assert train("0") == 58
+    lost = SliceDataset(found[0], found[1].train, Preprocess(2), only=found[1].slices, shown=True)
+    assert len(lost) == 58, "an object that resizing loses is there"
+    with pytest.raises(
+        InputError, match=r"26 of the 26 listed slices of .*Case05.h5 show no object: Case05#007,.* axis"
+    ):
+        train("1")
+    found = prostates(tmp_path, slice(2, 31))
+    with pytest.raises(InputError, match=r"2 of the 26 listed slices of .*: Case05#031, Case05#032"):
+        train("0")
+    path = found[1].save(tmp_path / "split.json")
+    assert train("0", **{"split.protocol": None, "split.file": str(path)}) == 58

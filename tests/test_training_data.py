@@ -19,8 +19,9 @@ from samsans.data.cases import Dataset, find_cases
 from samsans.data.phantoms import write
 from samsans.data.splits import Split, few_slices, make_split
 from samsans.inference import load
+from samsans.training import data as training_data
 from samsans.training import train
-from samsans.training.data import draw_slices, read_data
+from samsans.training.data import read_data
 from samsans.types import Needs
 
 EXCLUSIVE = Needs(exclusive=True)
@@ -96,16 +97,19 @@ def test_images_are_shown_by_the_statistics_of_the_run(volumes: Path) -> None:
 def test_a_share_of_the_slices_is_drawn_once_and_kept(tmp_path: Path, volumes: Path) -> None:
     config = samed(volumes, **{"split.slices": "foreground", "split.slice_share": 0.5, "split.val": 0.25})
     dataset, split = parts(config)
-    drawn = draw_slices(dataset, split, config, EXCLUSIVE, 32)
     names = [f"{id}#{index:03d}" for id in split.train for index in (1, 2, 3)]
-    assert drawn == dataclasses.replace(split, slices=few_slices(names, 0.5, config.seed))
-    assert len(drawn.slices) == 4
-    whole = samed(volumes)
-    assert draw_slices(dataset, split, whole, EXCLUSIVE, 32) is split
+    data = read_data(dataset, split, config, EXCLUSIVE, 32)
+    assert data.drawn == few_slices(names, 0.5, config.seed)
+    assert (len(data.drawn), len(data.train)) == (4, 4)
+    assert data.train.class_pixels.sum() == 4 * 32 * 32
+    again = dataclasses.replace(split, slices=tuple(names[:5]))
+    data_again = read_data(dataset, again, config, EXCLUSIVE, 32, complete=True)
+    assert (data_again.drawn, len(data_again.train)) == ((), 5)
+    assert read_data(dataset, split, samed(volumes), EXCLUSIVE, 32).drawn == ()
 
     run = train(config, tmp_path / "run")
     written = json.loads((run / "split.json").read_text())
-    assert written["slices"] == list(drawn.slices)
+    assert written["slices"] == list(data.drawn)
     assert json.loads((run / "train.json").read_text())["steps"] == 2  # 4 slices: one batch an epoch
     ids = split.train[:2]
     written["train"], written["slices"] = list(ids), [f"{id}#{index:03d}" for id in ids for index in (1, 2, 3)][:5]
@@ -113,6 +117,43 @@ def test_a_share_of_the_slices_is_drawn_once_and_kept(tmp_path: Path, volumes: P
     train(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_epoch=3)), run, resume=True)
     assert json.loads((run / "split.json").read_text()) == written
     assert json.loads((run / "train.json").read_text())["steps"] == 6  # 5 slices: two batches an epoch
+
+
+def test_masks_are_scanned_once(volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = samed(volumes, **{"split.slice_share": 0.5})
+    read: list[str] = []
+    labels = Dataset.read_labels
+    monkeypatch.setattr(Dataset, "read_labels", lambda self, case: (read.append(case.id), labels(self, case))[1])
+    dataset, split = parts(config)
+    read.clear()
+    read_data(dataset, split, config, EXCLUSIVE, 32)
+    assert read == list(split.train)
+
+
+def test_slices_are_drawn_even_when_another_process_writes_the_split_meanwhile(
+    tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = samed(volumes, **{"split.slices": "foreground", "split.slice_share": 0.5, "split.val": 0.25})
+
+    def decided_late(*args: Any) -> Split:
+        split = make_split(*args)
+        split.save(tmp_path / "run" / "split.json")
+        return split
+
+    monkeypatch.setattr(training_data, "make_split", decided_late)
+    run = train(config, tmp_path / "run")
+    assert len(json.loads((run / "split.json").read_text())["slices"]) == 4
+    assert json.loads((run / "train.json").read_text())["steps"] == 2
+
+
+def test_held_out_slices_are_prepared_as_in_predicting(volumes: Path) -> None:
+    config = samed(volumes, **{"split.val": 0.25, "backbone.via_predict": 4, "backbone.resampling": "linear"})
+    data = read_data(*parts(config), config, EXCLUSIVE, 32)
+    fine, coarse = (slices.batch([2]).masks for slices in (data.train, data.val))
+    assert fine is not None
+    assert coarse is not None
+    assert torch.equal(coarse, coarse[..., ::8, ::8].repeat_interleave(8, -1).repeat_interleave(8, -2))
+    assert not torch.equal(fine, fine[..., ::8, ::8].repeat_interleave(8, -1).repeat_interleave(8, -2))
 
 
 def test_hsam_resumes_to_the_last_bit_and_keeps_what_it_observed(tmp_path: Path, volumes: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -68,7 +68,7 @@ class _Decoded:
 
     image: np.ndarray
     labels: np.ndarray | None
-    levels: Levels
+    levels: Levels | None
 
 
 class _Cache:
@@ -100,13 +100,15 @@ class SliceDataset(Sequence[Slice]):
 
     slice_axis: see ``DataConfig``.  cache_gb: memory for decoded volumes and prepared slices, in GiB.
     only: names of the only slices to keep; names of other cases than ``ids`` are passed over.
+    shown: every slice asked for shows an object by definition, in its file's own pixels.
     foreground: keep only slices that show an object after resizing.
+    draw: chooses at last, from the names of the slices that are left, those to keep.
     exclusive: masks do not overlap: an object loses the pixels of objects that lie inside it by definition.
     The masks are those of the first annotator (decision D-25).  Nothing is read before the first use; the first
     ``len`` reads the masks (images where there is no mask) to learn which slice shows which object.
 
     Raises InputError that names the file where one is damaged or a mask is not on the grid of its image, the slices of
-    ``only`` that are not there, and the objects that cannot be made exclusive.
+    ``only`` that are not there or show nothing although ``shown``, and the objects that cannot be made exclusive.
     """
 
     def __init__(
@@ -118,17 +120,21 @@ class SliceDataset(Sequence[Slice]):
         slice_axis: SliceAxis | int = "auto",
         cache_gb: float = 2.0,
         only: Collection[str] | None = None,
+        shown: bool = False,
         foreground: bool = False,
+        draw: Callable[[Sequence[str]], Collection[str]] | None = None,
         exclusive: bool = False,
     ) -> None:
         known = {case.id: case for case in dataset.cases}
         self.cases = tuple(known[id] if id in known else dataset.by_id(id) for id in ids)
         self.dataset = dataset
         self.preprocess = preprocess
-        self.slice_axis: Any = int(slice_axis) if str(slice_axis).isdigit() else slice_axis
+        self.slice_axis = slice_axis
         self.classes = disjoint_classes(dataset.classes) if exclusive else dataset.classes
         self._only = None if only is None else frozenset(only)
+        self._shown = shown
         self._foreground = foreground
+        self._draw = draw
         self._cache = _Cache(int(cache_gb * GIB))
 
     @property
@@ -178,7 +184,11 @@ class SliceDataset(Sequence[Slice]):
         entries = [entry for case in self.cases for entry in self._scan(case)]
         if self._only is not None:
             self._require_found({e.id for e in entries})
-        return tuple(e for e in entries if any(e.present) or not self._foreground)
+        left = tuple(e for e in entries if any(e.present) or not self._foreground)
+        if self._draw is None:
+            return left
+        drawn = frozenset(self._draw([e.id for e in left]))
+        return tuple(e for e in left if e.id in drawn)
 
     def _require_found(self, found: set[str]) -> None:
         """InputError where ``only`` names slices that the cases do not have."""
@@ -203,11 +213,27 @@ class SliceDataset(Sequence[Slice]):
         volume = drawn if grounded else self.dataset.read_image(case)  # a mask without geometry lies as its image does
         labels = Orientation.of(volume, self.slice_axis).to_slices(drawn.array)
         depth = labels.shape[0]
-        return [_Entry(case, i, depth, self._pixels(labels[i])) for i in self._kept(case, depth)]
+        kept = self._kept(case, depth)
+        if self._shown:
+            self._require_shown(case, labels, kept)
+        return [_Entry(case, i, depth, self._pixels(labels[i])) for i in kept]
 
     def _kept(self, case: Case, depth: int) -> list[int]:
         """Which of the ``depth`` slices of a case are asked for."""
         return [i for i in range(depth) if self._only is None or _name(case, i, depth) in self._only]
+
+    def _require_shown(self, case: Case, labels: np.ndarray, kept: Sequence[int]) -> None:
+        """InputError where slices of ``only`` show no object: then they are cut or numbered in another way."""
+        values = [v for info in self.classes for v in info.values]
+        empty = [i for i in kept if not np.isin(labels[i], values).any()]
+        if empty:
+            names = ", ".join(_name(case, i, len(labels)) for i in empty[:5])
+            raise InputError(
+                f"{len(empty)} of the {len(kept)} listed slices of {case.labels[0][0]} show no object: {names}",
+                "slices that all show one: the list names those alone",
+                "Set data.slice_axis to the axis that the list counts along, check the order of the slices and "
+                "data.classes",
+            )
 
     def _pixels(self, labels: np.ndarray) -> tuple[int, ...]:
         """Pixels of background and of each object in a slice ``(H, W)`` of file values, as resized."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from samsans.config import RunConfig
+from samsans.data import protocols
 from samsans.data.cases import Dataset as Cases
 from samsans.data.classes import write_classes
 from samsans.data.episodes import BatchSource, EpisodeSource
@@ -57,12 +59,16 @@ class Slices(Protocol):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All that a run reads: batches to learn from, the slices they are drawn from, held-out slices, object names."""
+    """All that a run reads: batches to learn from, the slices they are drawn from, held-out slices, object names.
+
+    drawn: names of the training slices where a share of them was drawn, else empty.
+    """
 
     source: Source
     train: Slices
     val: Slices
     objects: tuple[str, ...]
+    drawn: tuple[str, ...] = ()
 
 
 class PreparedSlices:
@@ -93,27 +99,43 @@ class PreparedSlices:
         return Batch(images, masks, tuple(item.id for item in items), self.slices.objects, None, valid)
 
 
-def choose_split(dataset: Cases, config: RunConfig, run: Path) -> Split:
-    """The split the run folder holds (of a run that is resumed), else the one the configuration asks for."""
+def choose_split(dataset: Cases, config: RunConfig, run: Path) -> tuple[Split, bool]:
+    """The split, and whether it is complete, as the run folder holds it (of a run that is resumed).
+
+    Else it is the one the configuration asks for, of which ``split.slice_share`` of the slices is still to be drawn.
+    """
     written = run / "split.json"
-    return Split.load(written) if written.is_file() else make_split(dataset, config.split, config.seed)
+    if written.is_file():
+        return Split.load(written), True
+    return make_split(dataset, config.split, config.seed), False
 
 
-def draw_slices(dataset: Cases, split: Split, config: RunConfig, needs: Needs, input_size: int) -> Split:
-    """The split with ``split.slice_share`` of its training slices, drawn; unchanged where no share is asked for."""
-    if config.split.slice_share is None:
-        return split
-    names = _training_slices(dataset, split, config, needs, input_size).ids
-    return replace(split, slices=few_slices(names, config.split.slice_share, config.seed))
+def read_data(
+    dataset: Cases, split: Split, config: RunConfig, needs: Needs, input_size: int, *, complete: bool = False
+) -> TrainingData:
+    """Slices and batches of a split, for a network that sees ``input_size`` pixels a side.
 
-
-def read_data(dataset: Cases, split: Split, config: RunConfig, needs: Needs, input_size: int) -> TrainingData:
-    """Slices and batches of a split, for a network that sees ``input_size`` pixels a side."""
-    train = _training_slices(dataset, split, config, needs, input_size)
+    Training slices are drawn where ``split.slice_share`` asks for it, unless the split is ``complete``.  Held-out
+    slices are prepared as in predicting, for which they choose the weights.
+    """
+    share, protocol = config.split.slice_share, config.split.protocol
+    draw = None if share is None or complete else partial(few_slices, share=share, seed=config.seed)
+    train = SliceDataset(
+        dataset,
+        split.train,
+        Preprocess.of(config, input_size),
+        slice_axis=config.data.slice_axis,
+        cache_gb=config.data.cache_gb,
+        only=split.slices or None,
+        shown=protocol is not None and protocols.load(protocol).shown,
+        foreground=config.split.slices == "foreground",
+        draw=draw,
+        exclusive=needs.exclusive,
+    )
     val = SliceDataset(
         dataset,
         split.val,
-        train.preprocess,
+        Preprocess.of(config, input_size, predicting=True),
         slice_axis=config.data.slice_axis,
         cache_gb=config.data.cache_gb,
         exclusive=needs.exclusive,
@@ -123,20 +145,8 @@ def read_data(dataset: Cases, split: Split, config: RunConfig, needs: Needs, inp
         source = EpisodeSource(train, config.episodes, config.augment, config.seed)
     else:
         source = BatchSource(train, config.train.batch_size, config.augment, config.seed, config.train.foreground)
-    return TrainingData(source, PreparedSlices(train), PreparedSlices(val), train.objects)
-
-
-def _training_slices(dataset: Cases, split: Split, config: RunConfig, needs: Needs, input_size: int) -> SliceDataset:
-    return SliceDataset(
-        dataset,
-        split.train,
-        Preprocess.of(config, input_size),
-        slice_axis=config.data.slice_axis,
-        cache_gb=config.data.cache_gb,
-        only=split.slices or None,
-        foreground=config.split.slices == "foreground",
-        exclusive=needs.exclusive,
-    )
+    drawn = () if draw is None else train.ids
+    return TrainingData(source, PreparedSlices(train), PreparedSlices(val), train.objects, drawn)
 
 
 def describe(run: Path, dataset: Cases, split: Split) -> None:

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from samsans.errors import InputError
 from samsans.io.atomic import sweep, write_json, write_text
 from samsans.methods import weights
 from samsans.training import checkpoints
-from samsans.training.data import TrainingData, choose_split, describe, draw_slices, loader, read_data
+from samsans.training.data import TrainingData, choose_split, describe, loader, read_data
 from samsans.training.errors import TrainingStopped
 from samsans.training.log import CsvLog, read
 from samsans.training.schedule import Duration
@@ -74,18 +75,16 @@ def train(
         sweep(run)
     with Display("training", on_progress, silent=not first_process()) as display:
         dataset = find_cases(config.data)
-        split = choose_split(dataset, config, run)
+        split, complete = choose_split(dataset, config, run)
         parts = ", ".join(f"{len(ids)} to {what}" for what, ids in (("train", split.train), ("validate", split.val)))
         display.say(f"{dataset.root}: {dataset.layout}; {parts}; objects {', '.join(c.name for c in dataset.classes)}")
         for note in split.notes:
             display.say(note)
         method = methods.build(config, [c.name for c in dataset.classes])
         side = method.backbone.input_size
-        if not (run / "split.json").is_file():  # what a run once drew is written there
-            split = draw_slices(dataset, split, config, method.needs, side)
-        data = read_data(dataset, split, config, method.needs, side)
+        data = read_data(dataset, split, config, method.needs, side, complete=complete)
         if first_process():
-            describe(run, dataset, split)
+            describe(run, dataset, replace(split, slices=data.drawn) if data.drawn else split)
         if not tuple(method.stages(config)):
             write_text(run / "config.yaml", configuration.dump(config))
             display.say(f"{config.method} has nothing to train: the run only remembers its settings")

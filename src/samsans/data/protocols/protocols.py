@@ -30,7 +30,7 @@ class Protocol:
 
     title, source: what it is and where it was published.  key: finds a case in an id by its only group.
     train, test, unused: keys in the published order.  counts: slices of each training case in the published data.
-    slices: the only slices to learn from, by key; empty: all.
+    slices: the only slices to learn from, by key; empty: all.  shown: each of them shows an object, by definition.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Protocol:
     unused: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     slices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    shown: bool = False
 
     @property
     def training_slices(self) -> int:
@@ -95,6 +96,7 @@ def load(name: str) -> Protocol:
         tuple(values.get("unused", ())),
         values.get("counts", {}),
         {key: _numbers(listed) for key, listed in values.get("slices", {}).items()},
+        values.get("shown", False),
     )
 
 
