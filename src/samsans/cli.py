@@ -205,11 +205,11 @@ def _import(argv: list[str]) -> int:
         classes=args.classes or (),
         window=args.window,
         names=config.read_yaml(args.names) if args.names else None,
+        say=print,
     )
     print(f"imported: {args.out}\nnext: samsans predict {args.out} -i IMAGES -o MASKS")
     return 0
 
-        say=print,
 
 def _named_backbone(argv: list[str]) -> list[str]:
     """``--backbone NAME`` as a flag of its own: the group of that name takes a whole YAML mapping."""
