@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,6 @@ import torch
 from torch import Tensor
 
 from samsans import config as configuration
-from samsans import zoo
-from samsans.backbones import Sam
-from samsans.backbones.sam import LoadReport, build_network
-from samsans.backbones.start import initialise
 from samsans.errors import InputError
 from samsans.methods import build
 from samsans.methods.hsam.config import CmattnConfig, HsamConfig
@@ -77,32 +72,6 @@ def step(method: HSam, given: Batch) -> dict[str, float]:
 
 
 # -- shapes ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("side", [224, 512])
-@pytest.mark.parametrize("classes", [9, 2])
-def test_shapes_and_counts_at_full_widths(side: int, classes: int) -> None:  # checks 1 and 16
-    arch = replace(zoo.VIT_B, hidden=32, depth=1, heads=2, mlp=64, global_blocks=(0,))  # its decoder is that of ViT-B
-    sam = Sam(initialise(build_network(arch, side), 0), name="shallow", from_scratch=True, report=LoadReport("", 0))
-    method, given = HSam(sam, HsamConfig(), classes - 1).train(), batch(1, classes - 1, side)
-    with torch.no_grad():
-        output, grid = method(given), side // 16
-        assert output.logits_low.shape == (1, classes, 4 * grid, 4 * grid)
-        assert output.logits_full is not None
-        assert output.prior is not None
-        assert output.gate is not None
-        assert output.logits_full.shape == (1, classes, side, side)
-        assert output.prior.shape == (1, classes, grid * grid)
-        assert output.gate.shape == (1, 1, grid, grid)
-        assert method.loss(output, given)["loss"].isfinite()
-        assert method.answer(output, "logit_mean").shape == (1, classes, side, side)
-    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in method.named_children()}
-    assert parts["stage1"] == {9: 4_626_048, 2: 3_645_600}[classes]
-    assert parts["stage2"] == {9: 6_309_248, 2: 4_436_496}[classes]
-    assert (
-        parts["cmattn"]
-        == {(224, 9): 1_114_750, (512, 9): 12_598_282, (224, 2): 1_114_743, (512, 2): 12_598_275}[side, classes]
-    )
 
 
 @pytest.mark.parametrize(("options", "side"), [({}, 48), ({}, 80), ({"backbone__name": "scratch"}, 64)])
