@@ -210,6 +210,32 @@ def test_another_input_side_resizes_and_says_so(original):
         torch.testing.assert_close(table, attn.get_rel_pos(6, 6, attn.rel_pos_h))
 
 
+@pytest.mark.parametrize("attention", ["fast", "naive"])
+def test_encoder_at_512_from_tables_of_1024(tmp_path, attention):
+    """SAM's grids and window: the library resizes relative positions itself, on every call."""
+    arch = dataclasses.replace(ARCH, window=14, input_size=1024)
+    model = network(arch, 1024)
+    model.save_pretrained(tmp_path)
+    sam = load(tmp_path, input_size=512, attention=attention)
+    assert sam.grid == 32
+    theirs = build_network(arch, 512, "naive")
+    encoder, tables = theirs.vision_encoder, model.vision_encoder
+    state = tables.state_dict()
+    positions = state["pos_embed"].permute(0, 3, 1, 2)
+    state["pos_embed"] = nn.functional.interpolate(positions, (32, 32), mode="bilinear").permute(0, 2, 3, 1)
+    for side in ("h", "w"):  # the library is left with the tables of 1024
+        name = f"rel_pos_{side}"
+        setattr(encoder.layers[1].attn, name, nn.Parameter(torch.empty(127, 16)))
+    encoder.to_empty(device="cpu").load_state_dict(state)
+    images = torch.randn(2, 3, 512, 512, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        want = encoder.eval()(images).last_hidden_state
+        found = sam.eval().encode(images).features
+    assert want.shape == (2, 32, 32, 32)
+    assert want.std() > 0.1
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-5)
+
+
 def test_resizing_by_hand():
     table = torch.tensor([[0.0, 1.0], [2.0, 3.0]])[None, ..., None]
     assert resize_pos_embed(table, 2) is table

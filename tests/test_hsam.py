@@ -151,6 +151,21 @@ def test_adapters_start_at_nothing_and_the_base_stays() -> None:  # checks 2 and
         assert not torch.equal(method.backbone.encode(given.images).features, bare)
 
 
+@pytest.mark.parametrize("rank", [1, 4, 8, 16])
+def test_ranks_of_the_adapters(rank: int) -> None:  # Table 10; 4 D r weights a block
+    method = make(lora__rank=rank, lora__alpha=float(rank))
+    adapters = {name: p for name, p in method.named_parameters() if "lora_" in name}
+    assert {p.shape for p in adapters.values()} == {(rank, 32), (32, rank)}
+    for block in range(2):
+        of_block = [p.numel() for name, p in adapters.items() if f"layers.{block}." in name]
+        assert sum(of_block) == 4 * 32 * rank
+    assert len(adapters) == 8  # q and v of both blocks, A and B each
+    before = {name: p.detach().clone() for name, p in adapters.items()}
+    step(method, batch())
+    step(method, batch())
+    assert not any(torch.equal(p, before[name]) for name, p in adapters.items())
+
+
 # -- what is computed --------------------------------------------------------------------------------------------------
 
 
