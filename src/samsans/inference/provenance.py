@@ -54,6 +54,7 @@ def about(segmenter: Segmenter, found: Supports, options: dict[str, Any]) -> dic
             "base_hash": backbone.base_hash,
             "licence": entry.licence if entry is not None else "unknown",
             "input_size": segmenter.preprocess.input_size,
+            "via": segmenter.preprocess.via,
         },
         "support": None
         if found.bank is None

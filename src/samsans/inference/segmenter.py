@@ -229,6 +229,11 @@ class Segmenter:
         """Names of the answers that the method can give besides its own, e.g. of one decoder alone."""
         return tuple(getattr(self.method, "views", ()))
 
+    @property
+    def own_view(self) -> str | None:
+        """Which of ``views`` the run answers with when none is asked for; ``None`` for a method without views."""
+        return self.config.model.ensemble if "stage2" in self.views else next(iter(self.views), None)
+
     def require_view(self, view: str | None) -> None:
         """InputError where the method has no such answer."""
         if view is not None and view not in self.views:
@@ -304,6 +309,7 @@ def load(
     precision: Literal["fp32", "bf16"] = "fp32",
     checkpoint: Literal["best", "last"] = "best",
     slice_axis: SliceAxis | None = None,
+    via: int | None = None,
 ) -> Segmenter:
     """Open the folder of a trained run.
 
@@ -313,6 +319,8 @@ def load(
         precision: ``fp32``, or ``bf16`` autocast.
         checkpoint: ``best`` on the validation images (``last`` where there were none), or ``last``.
         slice_axis: How volumes are cut into slices, see ``DataConfig``; by default as the run has it.
+        via: Side in pixels that slices are brought to before the model's own, see ``BackboneConfig.via_predict``; by
+            default as the run has it.
 
     Raises:
         InputError: the folder is no run, or its weights do not fit.
@@ -327,6 +335,8 @@ def load(
     config = configuration.load(run / "config.yaml")
     if slice_axis is not None:
         config = replace(config, data=replace(config.data, slice_axis=slice_axis))
+    if via is not None:
+        config = replace(config, backbone=replace(config.backbone, via_predict=via))
     classes = read_classes(run / "classes.json")
     method = methods.build(config, [c.name for c in classes])
     file = None
