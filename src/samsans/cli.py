@@ -183,8 +183,10 @@ def _train(argv: list[str]) -> int:
 
 
 def _import(argv: list[str]) -> int:
+    from samsans import zoo
+
     parser = _parser("import")
-    parser.add_argument("method", choices=["hsam"], help="whose weights they are")
+    parser.add_argument("method", choices=list(zoo.RELEASED), help="whose weights they are")
     parser.add_argument("checkpoint", type=str, metavar="CHECKPOINT", help=".pth, .pt or .safetensors as released")
     parser.add_argument("-o", "--out", type=str, required=True, metavar="RUN", help="run folder to write")
     parser.add_argument("--backbone", type=str, required=True, metavar="NAME|FILE", help="the SAM it was trained on")
@@ -196,6 +198,8 @@ def _import(argv: list[str]) -> int:
     from samsans import config
     from samsans.training.imported import import_released
 
+    if args.names and not Path(args.names).is_file():  # a bare name would be taken for a recipe
+        raise InputError(f"no table of names at {args.names}", "a YAML file")
     import_released(
         args.checkpoint,
         args.out,
@@ -239,6 +243,7 @@ def _predict(argv: list[str]) -> int:
     parser.add_argument("--view", help="another answer of the method, e.g. stage1 of H-SAM")
     parser.add_argument("--largest-component", action="store_true", help="keep each object's largest piece alone")
     parser.add_argument("--slice-axis", help="how volumes are cut: auto, axial, coronal, sagittal, 0, 1, 2 (the run's)")
+    parser.add_argument("--via", type=int, metavar="PIXELS", help="bring slices to this side first (the run's)")
     parser.add_argument("--overwrite", action="store_true", help="do again what is already there")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
@@ -256,6 +261,7 @@ def _predict(argv: list[str]) -> int:
         precision=args.precision,
         checkpoint=args.checkpoint,
         slice_axis=args.slice_axis,
+        via=args.via,
     )
     inputs = api.inputs(segmenter, args.input, _data_config(args.input[0], args.data), args.split)
     support, task = args.support, args.task

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from samsans.errors import InputError
 
+RELEASED = {"hsam": "samsans.methods.hsam.released"}
+"""Methods whose authors released weights that can be imported, with the module that reads them."""
+
 META_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 
 

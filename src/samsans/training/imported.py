@@ -16,8 +16,7 @@ from samsans.io.atomic import atomic_path, write_text
 from samsans.io.files import file_hash
 from samsans.methods.weights import save_weights
 from samsans.training.run import check_folder
-
-RELEASED = {"hsam": "samsans.methods.hsam.released"}
+from samsans.zoo import RELEASED
 
 SYNAPSE = ("spleen", "right kidney", "left kidney", "gallbladder", "liver", "stomach", "aorta", "pancreas")
 WINDOW = (-125.0, 275.0)  # HU, of Synapse
