@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,10 @@ def test_differences() -> None:
     assert (other.hd95_difference, other.class_differences) == (None, {})
     assert (found.repeated, found.tolerance) == (True, 0.02)
     assert found.verdict == "Mean Dice 0.0100 below the published 0.8000: within the tolerance of 0.02."
-    text = found.text(MEAN, CLASSES)
+    text = found.text(MEAN, CLASSES, "px")
     assert "beside H-SAM, Table 1 (recipe mine)" in text
-    assert "liver                0.940      0.950      -0.010" in text
+    assert "liver                 0.940      0.950      -0.010" in text
+    assert "mean HD95 [px]        16.00      15.50       +0.50" in text
     assert "also published: SAMed 0.750" in text
 
 
@@ -59,6 +61,7 @@ def test_verdict(change: dict[str, Any], convention: str, mean: Any, repeated: b
     assert said in found.verdict
     if convention != "transunet":
         assert all(row.hd95_difference is None for row in found.rows)
+        assert "mean HD95 [mm]        16.00          -           -" in found.text(mean, CLASSES, "mm")
 
 
 def test_other_classes_are_no_repetition() -> None:
@@ -66,6 +69,24 @@ def test_other_classes_are_no_repetition() -> None:
     assert found is not None
     assert found.repeated is None
     assert found.verdict.startswith("Scored without spleen and with kidney")
+
+
+def test_what_hinders_is_said_instead_of_a_verdict() -> None:
+    found = compare(recipe(), "transunet", MEAN, CLASSES, ["It stopped.", "Two cases are not scored."])
+    assert found is not None
+    assert found.repeated is None
+    assert found.verdict.endswith("no verdict is given. It stopped. Two cases are not scored.")
+    assert found.rows[0].difference == pytest.approx(-0.01)
+
+
+def test_a_row_that_cannot_be_compared_with_has_no_verdict() -> None:
+    first = dataclasses.replace(FIRST, comparable=False, note="Its mean is wrong.")
+    found = compare(recipe(published=[first, OTHER]), "transunet", {"dice": 0.8, "hd95_mm": 15.5}, CLASSES)
+    assert found is not None
+    assert (found.repeated, found.rows[0].difference, found.rows[0].hd95_difference) == (None, None, None)
+    assert found.verdict == "The published mean cannot be compared with. Its mean is wrong."
+    assert found.rows[0].class_differences == pytest.approx({"liver": -0.01, "spleen": -0.01})
+    assert found.rows[1].difference == pytest.approx(0.05)
 
 
 def test_no_recipe_no_comparison() -> None:
@@ -91,6 +112,21 @@ def test_in_summary_report_and_text(tmp_path: Path) -> None:
         assert part in page
     assert f"{dice - 0.8:+.3f}" in page
     assert "beside H-SAM, Table 1 (recipe mine)" in summary.text()
+    assert "15.50" in page
+    other = evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "other", **options)
+    assert other.published is not None
+    assert "15.50" not in (tmp_path / "other" / "report.html").read_text(encoding="utf-8")
+    asked: list[object] = []
+    hindered = evaluate(
+        *(tmp_path / "pred", tmp_path / "ref", tmp_path / "hindered"),
+        convention="transunet",
+        obstacles=lambda ids: asked.append(ids) or ["It stopped."],  # type: ignore[func-returns-value]
+        **options,
+    )
+    assert asked == [["a"]]
+    assert hindered.published is not None
+    assert hindered.published.repeated is None
+    assert hindered.notes[-1] == "It stopped."
     plain = evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "plain", bootstrap=0)
     assert plain.published is None
     assert "Beside the published" not in (tmp_path / "plain" / "report.html").read_text(encoding="utf-8")

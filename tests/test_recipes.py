@@ -35,6 +35,8 @@ def test_recipe(name: str) -> None:
     about = made.recipe
     assert about.name == name
     assert made.method in zoo.METHODS
+    assert all(row.note for row in about.published if not row.comparable)
+    assert about.published[0].comparable is (name not in ("autosam_synapse", "hsam_synapse_semi5"))
     assert yaml.safe_load(recipes.locate(name).read_text("utf-8"))["preset"] == made.preset
     assert made.split.protocol in protocols.names()
     assert all(len(text) > 20 for text in (about.dataset, about.source, about.terms, about.layout))
@@ -48,6 +50,7 @@ def test_recipe(name: str) -> None:
         if row.classes:
             assert list(row.classes) == list(made.data.classes)
             mean = sum(row.classes.values()) / len(row.classes)
+            assert row.comparable is ((row.method, row.dice) not in WRONG_MEANS)
             assert mean == pytest.approx(WRONG_MEANS.get((row.method, row.dice), row.dice), abs=1.5e-4)
     assert config.from_dict(yaml.safe_load(config.dump(made))) == made
     assert recipes.departures(made) == ()
@@ -57,7 +60,7 @@ def test_settings_that_differ_from_the_presets() -> None:
     full, la, prostate = (config.load(name) for name in ("hsam_synapse", "hsam_la", "hsam_promise12"))
     assert (full.backbone.name, full.backbone.input_size, full.train.lr) == ("sam-vit-l", 224, 2.6e-3)
     assert (la.train.epochs, la.train.lr, la.data.window) == (250, 2.8e-3, [-3.0, 3.0])
-    assert (prostate.train.epochs, prostate.train.lr) == (250, 2.6e-3)
+    assert (prostate.train.epochs, prostate.train.lr, prostate.data.levels) == (250, 2.6e-3, "slice")
     samed, few = config.load("samed_synapse"), config.load("samed_synapse_fewshot")
     assert (samed.train.epochs, samed.train.stop_epoch, samed.backbone.via) == (200, 160, 224)
     assert (few.train.epochs, few.train.stop_epoch, few.augment.policy, few.backbone.via) == (300, None, "hsam", None)
@@ -81,6 +84,52 @@ def test_departures_name_what_matters(tmp_path: Path) -> None:
         "train.lr: 0.0028 -> 0.1",
     )
     assert recipes.departures(config.from_dict({"method": "hsam"})) == ()
+
+
+def test_departures_of_batch_and_of_what_is_compared_with() -> None:
+    def departures(**options: object) -> tuple[str, ...]:
+        return recipes.departures(api.resolve(None, config="hsam_la", options=options))
+
+    batch = {"train.batch_size": 4, "train.devices": 8}
+    assert departures(**batch) == ()
+    assert departures(**{"train.devices": 8}) == ("train.batch_size x devices: 32 -> 256",)
+    assert departures(**{"recipe.tolerance": 0.5}) == ("recipe.tolerance: 0.02 -> 0.5",)
+    (said,) = departures(**{"recipe.published": [{"table": "t", "method": "m", "convention": "default", "dice": 0.1}]})
+    assert said.startswith("recipe.published: ('H-SAM 0.8922', ")
+    assert said.endswith("-> ('m 0.1',)")
+
+
+def test_a_recipe_is_meant_by_its_name_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packaged = recipes.folder() / "hsam_la.yaml"
+    for name in ("hsam_la", "hsam_la.yaml", "recipes/hsam_la.yaml"):
+        assert recipes.locate(name).resolve() == packaged
+    for name in (
+        "my_dir/hsam_la.yaml",
+        "./hsam_la.yml",
+        "./hsam_la",
+        "recipes/hsam_la",
+        str(tmp_path / "hsam_la.yaml"),
+    ):
+        with pytest.raises(InputError, match="no configuration at"):
+            recipes.locate(name)
+    argv = ["import", "hsam", "x.pth", "-o", str(tmp_path / "run"), "--backbone", "tiny", "--names", "hsam_la"]
+    assert cli.main(argv) == 2
+    assert "no table of names at hsam_la" in capsys.readouterr().err
+
+
+def test_a_length_in_a_file_replaces_the_one_of_the_preset(tmp_path: Path) -> None:
+    def length(text: str, **options: object) -> tuple[object, ...]:
+        file = tmp_path / "mine.yaml"
+        file.write_text(text)
+        made = api.resolve(None, config=file, options=options).train
+        return made.steps, made.epochs, made.stop_epoch, made.minutes
+
+    assert length("{method: hsam, preset: paper, train: {steps: 100}}") == (100, None, None, None)
+    assert length("{method: hsam, preset: paper, train: {lr: 0.1}}") == (4000, 300, None, None)
+    assert length("{method: samed, train: {epochs: 50}}") == (4000, 50, None, None)
+    assert length("{method: samed, train: {stop_epoch: 20}}") == (4000, 200, 20, None)
+    assert length("{method: samed, train: {minutes: 2}}", epochs=9) == (4000, 9, None, None)
+    assert length("{method: samed, train: {epochs: 50, stop_epoch: 20}}", seed=1) == (4000, 50, 20, None)
 
 
 def test_a_length_that_is_told_replaces_the_one_of_the_file() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samsans import config as configuration
-from samsans import recipes
 from samsans.config import DataConfig, RunConfig
 from samsans.errors import InputError
 from samsans.types import Case, ClassInfo, Progress
@@ -33,7 +32,7 @@ SHORTCUTS = {
 }
 """Short names of the keys that most runs set."""
 
-LENGTHS = {"train.steps", "train.epochs", "train.minutes"}
+LENGTHS = ("train.steps", "train.epochs", "train.minutes")
 
 
 def check(data: str | Path | DataConfig, *, on_progress: OnProgress | None = None) -> CheckReport:
@@ -55,15 +54,20 @@ def resolve(
 
     ``method`` may be left to the YAML file; ``InputError`` where the two disagree, or neither names one.
     """
-    values = configuration.flatten(configuration.read_yaml(config)) if config else {}
+    values = _lengths_alone(configuration.flatten(configuration.read_yaml(config)) if config else {})
     method = choose_method(method, values.get("method"), config)
     told = {SHORTCUTS.get(k, k): v for k, v in configuration.flatten(options or {}).items() if v is not None}
-    if LENGTHS & set(told):  # a length that is told replaces the one of the preset or file, whatever its unit
-        values |= dict.fromkeys(("train.epochs", "train.stop_epoch", "train.minutes"))
-    values |= told
+    values |= _lengths_alone(told)
     if data is not None:
         values["data.path"] = str(Path(data).resolve())
     return configuration.from_dict(values, method=method, preset=preset)
+
+
+def _lengths_alone(layer: dict[str, Any]) -> dict[str, Any]:
+    """A layer of settings; a length in it replaces the one of the layers below, whatever its unit."""
+    if all(layer.get(key) is None for key in LENGTHS):
+        return layer
+    return dict.fromkeys(("train.epochs", "train.stop_epoch", "train.minutes")) | layer
 
 
 def choose_method(told: str | None, in_file: str | None, file: str | Path | None) -> str:
@@ -168,15 +172,24 @@ def evaluate(
         out: Report folder.
         convention: How empty masks count, and over what; a name of ``samsans.metrics.conventions``.
         panels: Also draw ``panels.png``: so many cases, from best to worst, with the truth, the stages of the method
-            and its ensemble side by side.  Opens the run again and segments these cases once a column.
+            and, where the run answers with a mean of them, its ensemble side by side.  Opens the run again and segments
+            these cases once a column.
         on_progress: Called with a ``Progress``.
         options: Passed to ``samsans.metrics.evaluate.evaluate``.
     """
+    from samsans.metrics import repetition
     from samsans.metrics.evaluate import evaluate as run
+    from samsans.metrics.matching import read_manifest
 
     if not Path(predictions).exists():
         raise InputError(f"there is nothing at {predictions}", "a folder of label maps that predict wrote")
     run_folder, origin = _origin(Path(predictions))
+
+    def obstacles(scored: Collection[str]) -> Sequence[str]:
+        if run_folder is None or origin is None:
+            return []
+        return repetition.obstacles(run_folder, origin, read_manifest(Path(predictions)), scored)
+
     data = _as_trained(_data(reference), None if origin is None else origin.data)
     cases, classes = _reference(Path(predictions), data)
     split = None if run_folder is None else _split_of(run_folder)
@@ -189,7 +202,7 @@ def evaluate(
         classes=classes or None,
         seen=() if split is None else split.train,
         recipe=None if origin is None else origin.recipe,
-        notes=_recipe_notes(Path(predictions), origin),
+        obstacles=obstacles,
         illustrate=illustrate,
         slice_axis=data.slice_axis,
         on_progress=on_progress,
@@ -213,34 +226,16 @@ def _origin(predictions: Path) -> tuple[Path | None, RunConfig | None]:
     """The run that made the predictions and its configuration, where that run is still there."""
     from samsans.metrics.matching import read_manifest
 
-    run = Path(read_manifest(predictions).get("run") or "")
-    if not (run / "config.yaml").is_file():
+    named = read_manifest(predictions).get("run")
+    if not named or not (Path(named) / "config.yaml").is_file():
         return None, None
-    return run, configuration.load(run / "config.yaml")
+    return Path(named), configuration.load(Path(named) / "config.yaml")
 
 
 def _split_of(run: Path) -> Split | None:
     from samsans.data.splits import Split
 
     return Split.load(run / "split.json") if (run / "split.json").is_file() else None
-
-
-def _recipe_notes(predictions: Path, origin: RunConfig | None) -> list[str]:
-    """What keeps a run from being its recipe: other settings, and test cases that were not predicted."""
-    from samsans.data.protocols import protocols
-
-    if origin is None or not origin.recipe.published:
-        return []
-    notes = []
-    departures = recipes.departures(origin)
-    if departures:
-        notes.append(f"The run departs from its recipe {origin.recipe.name}: {'; '.join(departures)}.")
-    if origin.split.protocol is not None:
-        protocol = protocols.load(origin.split.protocol)
-        left = set(protocol.test) - {protocol.key_of(id) for id in _predicted(predictions)}
-        if left:
-            notes.append(f"{len(left)} of the {len(protocol.test)} test cases of {protocol.name} were not predicted.")
-    return notes
 
 
 def _illustrate(predictions: Path, run: Path | None, data: DataConfig, count: int) -> Illustrate:
@@ -256,7 +251,8 @@ def _illustrate(predictions: Path, run: Path | None, data: DataConfig, count: in
     def draw(summary: Any, pairs: Any, objects: Any) -> list[Any]:
         segmenter = None if run is None else _reopen(run, manifest)
         stages = () if segmenter is None else tuple(view for view in segmenter.views if view.startswith("stage"))
-        remark = "The run that predicted them is not there: only its prediction is shown." if run is None else ""
+        own = None if segmenter is None else segmenter.own_view
+        remark = _panel_remark(own, options.get("view"), there=run is not None)
 
         def answers(pair: Pair) -> dict[str, Any]:
             if segmenter is None or not stages:
@@ -273,11 +269,21 @@ def _illustrate(predictions: Path, run: Path | None, data: DataConfig, count: in
                 "largest_component": bool(options.get("largest_component")),
             }
             shown = {view: segmenter.predict(volume, view=view, **chosen).labels for view in stages}
-            return shown | {"ensemble": segmenter.predict(volume, **chosen).labels} if len(stages) > 1 else shown
+            return shown if own in stages else shown | {"ensemble": segmenter.predict(volume, **chosen).labels}
 
         return [panels.plate(summary, pairs, objects, answers, count=count, slice_axis=data.slice_axis, remark=remark)]
 
     return draw
+
+
+def _panel_remark(own: str | None, scored: str | None, *, there: bool) -> str:
+    """What the caption says of the answers: which one is the run's own, and which one was scored."""
+    if not there:
+        return "The run that predicted them is not there: only its prediction is shown."
+    if own is None:
+        return ""
+    said = f"The run answers with {own}."
+    return said if scored in (None, own) else f"{said} The masks that are scored and ranked are those of {scored}."
 
 
 def _reopen(run: Path, manifest: Mapping[str, Any]) -> Segmenter:
@@ -288,6 +294,7 @@ def _reopen(run: Path, manifest: Mapping[str, Any]) -> Segmenter:
         precision=manifest.get("precision", "fp32"),
         checkpoint="last" if Path(weights.get("file") or "").stem == "last" else "best",
         slice_axis=manifest.get("slice_axis"),
+        via=manifest.get("backbone", {}).get("via"),
     )
     if segmenter.views and (segmenter.weights_hash or None) != weights.get("sha256"):
         raise InputError(

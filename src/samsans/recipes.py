@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from samsans.config import RunConfig
 
 OWN_BUSINESS = re.compile(
-    r"seed|recipe\.|data\.(path|cache_gb)|backbone\.(attention|checkpointing)|"
-    r"train\.(workers|accelerator|devices|strategy|save_|pictures_|validate_)"
+    r"seed|recipe\.(name|dataset|source|terms|layout)|data\.(path|cache_gb)|backbone\.(attention|checkpointing)|"
+    r"train\.(workers|accelerator|strategy|save_|pictures_|validate_)"
 )
 """Keys of a run that may differ from its recipe: they change where and how fast it runs, or the luck of the draw."""
 
@@ -37,6 +37,7 @@ class Published:
         hd95: Mean 95 % Hausdorff distance in the unit of the convention.
         classes: Dice of each class by name, 0 to 1.
         note: What a reader must know of this row.
+        comparable: Whether a mean of ours can be held against this one; where not, ``note`` says why.
     """
 
     table: str
@@ -46,6 +47,7 @@ class Published:
     hd95: float | None = None
     classes: dict[str, float] = field(default_factory=dict)
     note: str = ""
+    comparable: bool = True
 
 
 @dataclass
@@ -84,7 +86,7 @@ def names() -> tuple[str, ...]:
 
 
 def locate(name: str | Path) -> Path:
-    """The file that is meant: a path of the user's own, or a recipe by its name or file name.
+    """The file that is meant: a path of the user's own, or a recipe: its name, its file name or ``recipes/NAME.yaml``.
 
     Raises:
         InputError: there is neither.
@@ -92,8 +94,9 @@ def locate(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    known = folder() / f"{path.name.removesuffix('.yaml')}.yaml"
-    if known.is_file():
+    parent, slash, bare = str(name).rpartition("/")
+    known = folder() / f"{bare.removesuffix('.yaml')}.yaml"
+    if (not slash or (parent == "recipes" and bare.endswith(".yaml"))) and known.is_file():
         return known
     raise InputError(f"no configuration at {name}", f"a YAML file, or a recipe: {', '.join(names())}")
 
@@ -133,14 +136,21 @@ def show(name: str) -> str:
 def departures(config: RunConfig) -> tuple[str, ...]:
     """Where a run's settings differ from those of the recipe it names: ``key: the recipe's value -> the run's``.
 
-    Where it ran, how often it saved and its seed are left out.  Empty for a run of no known recipe.
+    Where it ran, how often it saved and its seed are left out; a batch counts over all devices.  Empty for a run of no
+    known recipe.
     """
     from samsans import config as configuration
 
     if config.recipe.name not in names():
         return ()
-    meant = configuration.flatten(configuration.to_dict(configuration.load(config.recipe.name)))
-    made = configuration.flatten(configuration.to_dict(config))
+
+    def settings(run: RunConfig) -> dict[str, Any]:
+        flat = configuration.flatten(configuration.to_dict(run))
+        flat["train.batch_size x devices"] = flat.pop("train.batch_size") * flat.pop("train.devices")
+        flat["recipe.published"] = tuple(f"{row['method']} {row['dice']}" for row in flat["recipe.published"])
+        return flat
+
+    meant, made = settings(configuration.load(folder() / f"{config.recipe.name}.yaml")), settings(config)
     differing = (key for key in {**meant, **made} if meant.get(key) != made.get(key) and not OWN_BUSINESS.match(key))
     return tuple(f"{key}: {meant.get(key)} -> {made.get(key)}" for key in differing)
 

@@ -65,7 +65,7 @@ class Summary:
         for name, row in {**self.classes, "mean": self.mean}.items():
             cells = ("-" if row[metric] is None else f"{row[metric]:.3f}" for metric in METRICS)
             lines.append(f"{name:16}" + "".join(f"{cell:>10}" for cell in cells))
-        lines += ["", self.published.text(self.mean, self.classes), ""] if self.published is not None else []
+        lines += ["", self.published.text(self.mean, self.classes, self.unit), ""] if self.published is not None else []
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,6 +88,7 @@ def evaluate(
     seen: Collection[str] = (),
     recipe: RecipeConfig | None = None,
     notes: Sequence[str] = (),
+    obstacles: Callable[[Collection[str]], Sequence[str]] | None = None,
     illustrate: Illustrate | None = None,
     slice_axis: SliceAxis = "auto",
     on_progress: Callable[[Progress], None] | None = None,
@@ -109,6 +110,8 @@ def evaluate(
     seen: ids that the model was trained on; a note tells how many of them are scored.
     recipe: what the predicting run was to repeat; its published rows are shown beside ours.
     notes: more sentences for the reader.
+    obstacles: tells from the ids of the scored cases what keeps the table from being the published one of ``recipe``;
+        noted, and then there is no verdict.
     illustrate: makes more pictures for the report of what was scored; they are also written into ``out``.
     slice_axis: which planes of volumes the pictures show, as in ``DataConfig``.
     Overlaps are in [0, 1].  Nothing is written before all cases are scored; each file appears whole or not at all.
@@ -152,6 +155,8 @@ def evaluate(
             )
         elif set(ours) < set(theirs):
             notes.append(f"Not predicted, and left out: {', '.join(name for name in theirs if name not in ours)}.")
+    hindering = [] if obstacles is None else list(obstacles([pair.case.id for pair in matched.pairs]))
+    notes += hindering
     pairs = matching.with_images(matched.pairs, manifest)
     if isinstance(manifest.get("cases"), Mapping):
         manifest["cases"] = len(manifest["cases"])  # the records stay in the manifest
@@ -167,7 +172,7 @@ def evaluate(
         notes=notes,
         predictions=str(predictions),
         provenance=manifest,
-        published=None if recipe is None else compare(recipe, rules.name, table["mean"], table["classes"]),
+        published=None if recipe is None else compare(recipe, rules.name, table["mean"], table["classes"], hindering),
         **table,
     )
     plates = illustrate(summary, pairs, objects) if illustrate is not None else ()

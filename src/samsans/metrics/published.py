@@ -13,8 +13,9 @@ from samsans.recipes import Published, RecipeConfig
 class Row:
     """One published row and how far ours is from it.
 
-    table, method, convention, dice, hd95, classes, note: as in the recipe; Dice is 0 to 1.
-    difference: our mean Dice minus theirs.  hd95_difference: the same of HD95, only where the conventions are one.
+    table, method, convention, dice, hd95, classes, note, comparable: as in the recipe; Dice is 0 to 1.
+    difference: our mean Dice minus theirs, only where theirs is comparable.
+    hd95_difference: the same of HD95, only where the conventions are one too.
     class_differences: our Dice of each class minus theirs.
     """
 
@@ -25,6 +26,7 @@ class Row:
     hd95: float | None
     classes: Mapping[str, float]
     note: str
+    comparable: bool
     difference: float | None
     hd95_difference: float | None
     class_differences: Mapping[str, float] = field(default_factory=dict)
@@ -46,24 +48,32 @@ class Comparison:
     repeated: bool | None
     verdict: str
 
-    def text(self, mean: Mapping[str, Any], classes: Mapping[str, Mapping[str, Any]]) -> str:
-        """The table for a terminal; ``mean`` and ``classes`` are those of the summary."""
+    def text(self, mean: Mapping[str, Any], classes: Mapping[str, Mapping[str, Any]], unit: str) -> str:
+        """The table for a terminal; ``mean``, ``classes`` and ``unit`` are those of the summary.
+
+        A published HD95 is shown only where its convention, and so its unit, is that of the summary.
+        """
         first = self.rows[0]
         lines = [
             f"beside {first.method}, {first.table} (recipe {self.recipe})",
-            f"{'class':16}{'ours':>10}{'published':>11}{'difference':>12}",
+            f"{'class':17}{'ours':>10}{'published':>11}{'difference':>12}",
         ]
         for name, scores in classes.items():
             theirs = first.classes.get(name)
             lines.append(_line(name, scores["dice"], theirs, first.class_differences.get(name), 3))
         lines.append(_line("mean Dice", mean["dice"], first.dice, first.difference, 3))
-        lines.append(_line("mean HD95", mean["hd95_mm"], first.hd95, first.hd95_difference, 2))
+        theirs = None if first.hd95_difference is None else first.hd95
+        lines.append(_line(f"mean HD95 [{unit}]", mean["hd95_mm"], theirs, first.hd95_difference, 2))
         lines += [f"also published: {row.method} {row.dice:.3f} ({row.table})" for row in self.rows[1:]]
         return "\n".join([*lines, self.verdict])
 
 
 def compare(
-    recipe: RecipeConfig, convention: str, mean: Mapping[str, Any], classes: Mapping[str, Mapping[str, Any]]
+    recipe: RecipeConfig,
+    convention: str,
+    mean: Mapping[str, Any],
+    classes: Mapping[str, Mapping[str, Any]],
+    obstacles: Sequence[str] = (),
 ) -> Comparison | None:
     """Hold a table against the published rows of a recipe; ``None`` where the recipe has none.
 
@@ -72,11 +82,14 @@ def compare(
         convention: Name of the convention of our table.
         mean: Our means over the classes, by metric.
         classes: Our scores of each class by name, by metric.
+        obstacles: Why our table is not of the published experiment, in sentences; then there is no verdict.
     """
     if not recipe.published:
         return None
     rows = [_row(published, convention, mean, classes) for published in recipe.published]
     repeated, verdict = _verdict(rows[0], recipe.tolerance, convention, classes)
+    if obstacles and repeated is not None:
+        repeated, verdict = None, f"Not the published experiment, so that no verdict is given. {' '.join(obstacles)}"
     return Comparison(recipe.name, recipe.tolerance, rows, repeated, verdict)
 
 
@@ -87,8 +100,8 @@ def _row(
     same = convention == published.convention
     return Row(
         **vars(published),
-        difference=_minus(mean["dice"], published.dice),
-        hd95_difference=_minus(mean["hd95_mm"], published.hd95) if same else None,
+        difference=_minus(mean["dice"], published.dice) if published.comparable else None,
+        hd95_difference=_minus(mean["hd95_mm"], published.hd95) if same and published.comparable else None,
         class_differences={name: ours[name] - dice for name, dice in published.classes.items() if name in ours},
     )
 
@@ -96,6 +109,8 @@ def _row(
 def _verdict(
     first: Row, tolerance: float, convention: str, classes: Mapping[str, Mapping[str, Any]]
 ) -> tuple[bool | None, str]:
+    if not first.comparable:
+        return None, f"The published mean cannot be compared with. {first.note}"
     if first.difference is None:
         return None, "No Dice is defined here: there is nothing to compare."
     if convention != first.convention:
@@ -120,4 +135,4 @@ def _minus(ours: float | None, theirs: float | None) -> float | None:
 def _line(name: str, ours: float | None, theirs: float | None, difference: float | None, digits: int) -> str:
     cells = [f"{value:{sign}.{digits}f}" if value is not None else "-" for value, sign in
              ((ours, ""), (theirs, ""), (difference, "+"))]  # fmt: skip
-    return f"{name:16}{cells[0]:>10}{cells[1]:>11}{cells[2]:>12}"
+    return f"{name:17}{cells[0]:>10}{cells[1]:>11}{cells[2]:>12}"
