@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from samsans import cli, config, io
+from samsans import api, cli, config, io
 from samsans.data.phantoms import make
 from samsans.data.protocols import protocols
 from samsans.data.splits import Split
+from samsans.metrics import panels
+from samsans.metrics.examples import Example
 
 TINY = ("--backbone", "tiny", "--input-size", "64", "--train.pictures_every", "0", "--train.accelerator", "cpu")
 ORGANS = ("spleen", "right kidney", "left kidney", "gallbladder", "liver", "stomach", "aorta", "pancreas")
@@ -80,15 +83,15 @@ def test_report_beside_the_paper(
     shown = capsys.readouterr().out
     assert "beside H-SAM, Table 1 of arXiv 2403.18271" in shown
     assert "departs from its recipe hsam_synapse: backbone.name: sam-vit-l -> tiny" in shown
-    assert "10 of the 12 test cases of synapse were not predicted" in shown
+    assert "10 of the 12 test cases of synapse are not scored" in shown
     found = json.loads((tmp_path / "report" / "summary.json").read_text())
     assert (found["n"], tuple(found["classes"]), found["unit"]) == (2, ORGANS, "px")
     first = found["published"]["rows"][0]
     assert first["difference"] == pytest.approx(found["mean"]["dice"] - 0.8649)
-    assert found["published"]["repeated"] is False
-    width, height = Image.open(tmp_path / "report" / "panels.png").size
-    assert width > 2 * height  # image, truth, two stages and their ensemble; two cases
+    assert found["published"]["repeated"] is None
+    assert "10 of the 12" in found["published"]["verdict"]
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "The run answers with logit_mean.<" in page
     assert "Beside the published numbers" in page
     assert "data:image/png;base64," in page
     assert run(*argv) == 0
@@ -99,7 +102,9 @@ def test_views_and_options_of_predict(predicted: Path, trained: Path, synapse: P
     argv = ("predict", trained, "-i", synapse, "--split", "test")
     assert run(*argv, "-o", tmp_path / "mean", "--view", "logit_mean") == 0
     assert run(*argv, "-o", tmp_path / "one", "--view", "stage1", "--largest-component", "--slice-axis", "1") == 0
+    assert run(*argv, "-o", tmp_path / "coarse", "--via", "16") == 0
     assert run(*argv, "-o", tmp_path / "no", "--view", "stage3") == 2
+    assert run(*argv, "-o", tmp_path / "no", "--via", "0") == 2
     assert run(*argv, "-o", tmp_path / "no", "--slice-axis", "diagonal") == 2
     assert not (tmp_path / "no").exists()
     for path in predicted.rglob("*.nii.gz"):
@@ -108,6 +113,9 @@ def test_views_and_options_of_predict(predicted: Path, trained: Path, synapse: P
     told = json.loads((tmp_path / "one" / "manifest.json").read_text())
     assert (told["options"]["view"], told["options"]["largest_component"]) == ("stage1", True)
     assert told["slice_axis"] == "1"
+    coarse, usual = (json.loads((folder / "manifest.json").read_text()) for folder in (tmp_path / "coarse", predicted))
+    assert (coarse["backbone"]["via"], usual["backbone"]["via"]) == (16, None)
+    assert coarse["key"] != usual["key"]
 
 
 def test_panels_of_other_weights_are_refused(
@@ -124,7 +132,78 @@ def test_panels_of_other_weights_are_refused(
     assert not (tmp_path / "report").exists()
 
 
-def test_stages(trained: Path, synapse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The rows of every picture of panels: id, Dice, example."""
+    seen: list[Any] = []
+    draw = panels._draw
+
+    def record(rows: Any, objects: Any) -> bytes:
+        seen.extend(rows)
+        return draw(rows, objects)
+
+    monkeypatch.setattr(panels, "_draw", record)
+    return seen
+
+
+def same(label_map: np.ndarray, example: Example, name: str) -> bool:
+    """Whether a picture shows the slice of a label map that shows most of the truth, turned for the reader or not."""
+    return any(
+        np.array_equal(example.found[name], turned)
+        for z in label_map
+        for plane in (z, z.T)
+        for turned in (plane, plane[::-1], plane[:, ::-1], plane[::-1, ::-1])
+    )
+
+
+def test_panels_show_each_stage_from_its_own_label_map(
+    trained: Path, predicted: Path, synapse: Path, tmp_path: Path, drawn: list[Any]
+) -> None:
+    masks = {"ensemble": predicted}
+    for view in ("stage1", "stage2"):
+        masks[view] = tmp_path / view
+        assert run("predict", trained, "-i", synapse, "--split", "test", "-o", masks[view], "--view", view) == 0
+    argv = ("--bootstrap", 0, "--panels", 2)
+    assert run("evaluate", predicted, synapse, "-o", tmp_path / "report", *argv) == 0
+    assert len(drawn) == 2
+    for id, _, example in drawn:
+        assert list(example.found) == ["stage1", "stage2", "ensemble"]
+        for name, folder in masks.items():
+            (file,) = folder.rglob(f"{Path(id).name}*.nii.gz")
+            labels = io.read_labels(file).array
+            assert labels.any()
+            assert same(labels, example, name)
+            assert not any(same(labels, example, other) for other in masks if other != name)
+    assert run("evaluate", masks["stage1"], synapse, "-o", tmp_path / "other", *argv) == 0
+    page = (tmp_path / "other" / "report.html").read_text(encoding="utf-8")
+    assert "answers with logit_mean. The masks that are scored and ranked are those of stage1." in page
+    assert "view: logit_mean -&gt; stage1" in page
+    written = trained / "config.yaml"
+    before = written.read_text()
+    written.write_text(before.replace("ensemble: logit_mean", "ensemble: stage2"))
+    drawn.clear()
+    try:
+        assert run("evaluate", masks["stage2"], synapse, "-o", tmp_path / "own", *argv) == 0
+    finally:
+        written.write_text(before)
+    assert all(list(example.found) == ["stage1", "stage2"] for _, _, example in drawn)
+    assert "The run answers with stage2.<" in (tmp_path / "own" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_folder_is_no_origin_because_a_configuration_lies_about(
+    predicted: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    assert api._origin(predicted) == (trained, config.load("config.yaml"))
+    for content in (None, {}, {"run": None}, {"run": ""}):
+        if content is not None:
+            (tmp_path / "manifest.json").write_text(json.dumps(content))
+        assert api._origin(tmp_path) == (None, None)
+
+
+def test_stages(
+    trained: Path, synapse: Path, tmp_path: Path, drawn: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     argv = ("experiment", "stages", synapse, "--run", trained, "-o", tmp_path / "stages", "--convention", "transunet")
     assert run(*argv, "--limit", 1, "--split", "test") == 0
     shown = capsys.readouterr().out
@@ -143,6 +222,13 @@ def test_stages(trained: Path, synapse: Path, tmp_path: Path, capsys: pytest.Cap
         assert len(list(csv.DictReader(file))) == len(rows)
     assert (tmp_path / "stages" / "stages.md").read_text().count("| pancreas |") == 2
     assert Image.open(tmp_path / "stages" / "panels.png").size[0] > 1000
+    ((_, dice, example),) = drawn
+    assert list(example.found) == ["stage1", "stage2", "logit_mean", "prob_mean"]
+    (own,) = [r for r in rows if (r["convention"], r["view"], r["class"]) == ("default", "logit_mean", "mean")]
+    assert dice == pytest.approx(own["dice"])  # one case, ranked by the run's own answer
+    for name in example.found:
+        (file,) = (tmp_path / "stages" / "masks" / name).rglob("*.nii.gz")
+        assert same(io.read_labels(file).array, example, name)
     assert run(*argv, "--split", "val") == 2
     assert "out for val" in capsys.readouterr().err
 

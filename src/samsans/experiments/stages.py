@@ -11,12 +11,12 @@ import io as text
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from samsans import io
-from samsans.config import DataConfig, SliceAxis
+from samsans.config import DataConfig
 from samsans.data.cases import find_cases
 from samsans.errors import InputError
 from samsans.experiments import held_out
@@ -24,6 +24,9 @@ from samsans.metrics import matching, panels
 from samsans.metrics.evaluate import Summary, evaluate
 from samsans.metrics.pictures import Plate
 from samsans.types import Case, Progress
+
+if TYPE_CHECKING:
+    from samsans.inference import Segmenter
 
 SHOWN = {"dice": ("Dice", 3), "hd95_mm": ("HD95", 2)}
 COLUMNS = ("convention", "view", "class", "n", "dice", "hd95", "unit")
@@ -92,7 +95,7 @@ def stages(
         if on_progress is not None:
             on_progress(Progress(done, len(folders), view))
     with io.atomic_path(out / panels.FILE) as temporary:
-        temporary.write_bytes(_panels(found["default"], dataset.cases, folders, segmenter.config.data.slice_axis).png)
+        temporary.write_bytes(_panels(found["default"], dataset.cases, folders, segmenter).png)
     rows = _rows(found)
     io.write_text(out / "stages.csv", _csv(rows))
     io.write_json(out / "stages.json", {"run": str(run_folder), "cases": [c.id for c in dataset.cases], "rows": rows})
@@ -101,10 +104,12 @@ def stages(
 
 
 def _panels(
-    found: Mapping[str, Summary], cases: Sequence[Case], folders: Mapping[str, Path], slice_axis: SliceAxis
+    found: Mapping[str, Summary], cases: Sequence[Case], folders: Mapping[str, Path], segmenter: Segmenter
 ) -> Plate:
-    """Best, median and worst case by the last view, with the label maps of all views."""
-    last, folder = list(folders.items())[-1]
+    """Best, median and worst case by the run's own answer, with the label maps of all views."""
+    own = segmenter.own_view
+    assert own is not None  # stages asked for views
+    folder = folders[own]
     pairs = matching.match(folder, cases).pairs
     objects = matching.read_classes(folder)
     assert objects is not None  # predict_folder wrote them
@@ -113,7 +118,7 @@ def _panels(
         name = pair.prediction.relative_to(folder)
         return {view: io.read_labels(other / name).array for view, other in folders.items()}
 
-    return panels.plate(found[last], pairs, objects, answers, slice_axis=slice_axis)
+    return panels.plate(found[own], pairs, objects, answers, slice_axis=segmenter.config.data.slice_axis)
 
 
 def _cells(views: Mapping[str, Summary], metric: str) -> dict[str, list[float | None]]:
