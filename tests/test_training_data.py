@@ -17,7 +17,9 @@ from samsans import config as configuration
 from samsans.config import RunConfig
 from samsans.data.cases import Dataset, find_cases
 from samsans.data.phantoms import write
+from samsans.data.slices import SliceDataset
 from samsans.data.splits import Split, few_slices, make_split
+from samsans.errors import InputError
 from samsans.inference import load
 from samsans.training import data as training_data
 from samsans.training import train
@@ -119,15 +121,25 @@ def test_a_share_of_the_slices_is_drawn_once_and_kept(tmp_path: Path, volumes: P
     assert json.loads((run / "train.json").read_text())["steps"] == 6  # 5 slices: two batches an epoch
 
 
-def test_masks_are_scanned_once(volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = samed(volumes, **{"split.slice_share": 0.5})
-    read: list[str] = []
-    labels = Dataset.read_labels
-    monkeypatch.setattr(Dataset, "read_labels", lambda self, case: (read.append(case.id), labels(self, case))[1])
-    dataset, split = parts(config)
-    read.clear()
-    read_data(dataset, split, config, EXCLUSIVE, 32)
-    assert read == list(split.train)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("lr", -1.0), ("betas", [0.9]), ("betas", [0.9, 1.0]), ("weight_decay", -1.0), ("momentum", -0.1)),
+        *(("warmup", -1), ("validate_every", -1), ("pictures_every", -1), ("workers", -1), ("devices", 0)),
+    ],
+)
+def test_options_that_no_training_can_have(tmp_path: Path, volumes: Path, key: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"train\.{key} is"):
+        train(samed(volumes, **{f"train.{key}": value}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_masks_are_scanned_once(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned: list[str] = []
+    scan = SliceDataset._scan
+    monkeypatch.setattr(SliceDataset, "_scan", lambda self, case: (scanned.append(case.id), scan(self, case))[1])
+    train(samed(volumes, **{"split.slice_share": 0.5, "split.val": 0.25}), tmp_path / "run")
+    assert sorted(scanned) == ["p0", "p1", "p2", "p3"]
 
 
 def test_slices_are_drawn_even_when_another_process_writes_the_split_meanwhile(

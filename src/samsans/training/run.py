@@ -26,7 +26,7 @@ from samsans.training import checkpoints
 from samsans.training.data import TrainingData, choose_split, describe, loader, read_data
 from samsans.training.errors import TrainingStopped
 from samsans.training.log import CsvLog, read
-from samsans.training.schedule import Duration
+from samsans.training.schedule import Duration, require_usable
 from samsans.training.session import Session, count_parameters
 from samsans.training.signals import StopSignals
 from samsans.types import Progress
@@ -63,13 +63,14 @@ def train(
         The run folder.
 
     Raises:
-        InputError: the data cannot be used, or the folder is in use or belongs to another configuration.
+        InputError: the data or an option cannot be used, or the folder is in use or belongs to another configuration.
         TrainingError: the loss is no longer a number; the last checkpoint is kept.
         TrainingStopped: Ctrl-C or SIGTERM; everything is saved.
     """
     from samsans.data.cases import find_cases
 
     run = Path(out)
+    require_usable(config.train)
     if first_process():
         check_folder(config, run, resume)
         sweep(run)

@@ -104,6 +104,24 @@ class Duration:
         return 1.0 if length <= 0 else min(max((self.done(at) - start) / length, 0.0), 1.0)
 
 
+def require_usable(config: TrainConfig) -> None:
+    """InputError that names the first number no training can go by."""
+    rules = {
+        "lr": (config.lr >= 0, "0 or more"),
+        "betas": (len(config.betas) == 2 and all(0 <= b < 1 for b in config.betas), "two numbers, 0 <= b < 1"),
+        "weight_decay": (config.weight_decay >= 0, "0 or more"),
+        "momentum": (config.momentum >= 0, "0 or more"),
+        "warmup": (config.warmup >= 0, "0 or more steps"),
+        "validate_every": (config.validate_every >= 0, "0 or more steps"),
+        "pictures_every": (config.pictures_every >= 0, "0 or more steps"),
+        "workers": (config.workers >= 0, "0 or more processes"),
+        "devices": (config.devices >= 1, "at least 1"),
+    }
+    for name, (usable, wanted) in rules.items():
+        if not usable:
+            raise InputError(f"train.{name} is {getattr(config, name)}", wanted)
+
+
 def learning_rate(config: TrainConfig, at: Position, used: float) -> float:
     """Learning rate of the next step: a linear warm-up over the stage's first steps, times the schedule.
 
