@@ -35,7 +35,7 @@ PUBLIC = {
 }
 
 # Layer -> the layers it may import.  Everybody may import PLAIN and itself.
-PLAIN = {"types", "errors", "config", "recipes", "zoo", "palette"}
+PLAIN = {"types", "errors", "config", "recipes", "settings", "zoo", "palette"}
 ARROWS: dict[str, set[str]] = {
     "types": {"io"},  # only to save a prediction
     "errors": set(),
@@ -43,6 +43,7 @@ ARROWS: dict[str, set[str]] = {
     "zoo": set(),
     "config": set(),
     "recipes": set(),
+    "settings": set(),
     "io": set(),
     "ops": set(),
     "display": set(),

@@ -159,12 +159,15 @@ class Needs:
 
     supports: it learns in episodes and segments with support pairs of other patients.
     labels_at_predict: it reads the target's own mask (prompted baselines only).
+    volumes: it sees 3D patches: ``Batch.images`` are ``(B, C, T, H, W)`` float32 of C channels and T slices, masks
+        ``(B, N, T, H, W)``, and ``predict`` gives ``(B, N + 1, T, H, W)`` scores of at least 0, background first.
     exclusive: every pixel has one class; masks do not overlap, and the highest logit (background: 0) decides.
     """
 
     supports: bool = False
     labels_at_predict: bool = False
     exclusive: bool = False
+    volumes: bool = False
 
 
 @dataclass(frozen=True)

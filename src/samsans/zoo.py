@@ -228,6 +228,15 @@ METHODS: dict[str, MethodEntry] = {
             summary="No prompt: two mask decoders in cascade segment all classes of a slice at once",
         ),
         MethodEntry(
+            name="masksam",
+            title="MaskSAM: Auto-prompt SAM with Mask Classification for Volumetric Medical Image Segmentation",
+            arxiv="2403.14103",
+            module="samsans.methods.masksam.model",
+            config="samsans.methods.masksam.config:MaskSamConfig",
+            presets=("corrected", "released", "scratch"),
+            summary="No prompt, 3D: a generator makes masks, boxes and class tokens; classes by set prediction",
+        ),
+        MethodEntry(
             name="samed",
             title="Customized Segment Anything Model for Medical Image Segmentation",
             arxiv="2304.13785",
