@@ -1,4 +1,4 @@
-"""What the network says of every slice and query, and the two readings of it: scores of classes, boxes of masks.
+"""What the network says of every slice and query, and what that makes of every voxel.
 
 ``B`` patches of ``T`` slices of ``H x W`` pixels, ``Q`` queries; ``K = N + 1`` classes, background first.
 """
@@ -39,14 +39,3 @@ def class_scores(outputs: Outputs) -> Tensor:
     masks = outputs.mask_logits.float().sigmoid()
     scores = torch.einsum("nqk,nqhw->nkhw", classes, masks)
     return scores.unflatten(0, (-1, outputs.depth)).transpose(1, 2)
-
-
-def mask_boxes(masks: Tensor) -> Tensor:
-    """Tight boxes of bool masks ``(..., H, W)``: ``(..., 4)`` int64, first column, first row, last column, last row.
-
-    Ends are inclusive; the box of an empty mask is all zeros (section 6).
-    """
-    columns, rows = masks.any(-2), masks.any(-1)
-    first = [line.int().argmax(-1) for line in (columns, rows)]
-    last = [line.shape[-1] - 1 - line.flip(-1).int().argmax(-1) for line in (columns, rows)]
-    return torch.stack(first + last, -1) * columns.any(-1, keepdim=True)
