@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,14 @@ def outputs(queries: int = 6, batch: int = 2, depth: int = 3, seed: int = 0, gra
     low, size = torch.rand(2, rows, queries, 2, generator=g)
     boxes = torch.cat([low, low + (1 - low) * size], -1).requires_grad_(grad)
     return Outputs(logits, final, first, boxes, depth)
+
+
+def each(given: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
+    """The same with all its tensors changed."""
+    assert given.auxiliary_logits is not None
+    assert given.boxes is not None
+    classes, final = change(given.class_logits), change(given.mask_logits)
+    return Outputs(classes, final, change(given.auxiliary_logits), change(given.boxes), given.depth)
 
 
 def perfect(wanted: matching.Targets, queries: int = 6, sure: float = 20.0) -> Outputs:
@@ -243,7 +252,7 @@ def test_perfect_prediction(centres: None) -> None:
     classes = matching.match(given, wanted, MatchingConfig(points=256)).classes
     assert classes.tolist() == [[0, 1, 4, 4, 4, 4], [0, 1, 2, 4, 4, 4], [0, 1, 2, 4, 4, 4]]
     order = torch.randperm(6)
-    mixed = Outputs(*(v[:, order] for v in dataclasses.astuple(given)[:4]), 3)
+    mixed = each(given, lambda v: v[:, order])
     assert (matching.match(mixed, wanted, MatchingConfig(points=256)).classes == classes[:, order]).all()
 
 
@@ -283,7 +292,7 @@ def test_queries_and_classes_may_be_permuted(centres: None) -> None:
     masks, given = truth(), outputs()
     reference = losses.set_loss(given, matching.targets(masks), config)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    mixed = Outputs(*(v[:, order] for v in dataclasses.astuple(given)[:4]), 3)
+    mixed = each(given, lambda v: v[:, order])
     swapped = dataclasses.replace(mixed, class_logits=mixed.class_logits[..., [0, 2, 3, 1, 4]])
     for other, shown in ((mixed, masks), (swapped, masks[:, [1, 2, 0]])):
         found = losses.set_loss(other, matching.targets(shown), config)
@@ -327,8 +336,8 @@ def test_parts_against_a_loop(centres: None) -> None:
 def test_prompts_from_the_truth() -> None:
     """Only class and final mask are learned, each query from its own class; nothing is asked of a generator."""
     wanted = matching.targets(truth())
-    given = dataclasses.replace(outputs(grad=True), auxiliary_logits=None, boxes=None)
-    found = losses.set_loss(given, wanted, SMALL, given=True)
+    given = dataclasses.replace(outputs(grad=True), auxiliary_logits=None, boxes=None, identity=True)
+    found = losses.set_loss(given, wanted, SMALL)
     assert list(found) == ["loss", "classes", "mask", "dice"]
     found["loss"].backward()  # type: ignore[no-untyped-call]
     used = given.mask_logits.grad
@@ -388,7 +397,7 @@ def test_float32_under_autocast(centres: None) -> None:
         found = losses.set_loss(given, wanted, config)
     assert all(value.dtype == torch.float32 for value in found.values())
     assert {k: v.item() for k, v in found.items()} == {k: v.item() for k, v in plain.items()}
-    half = Outputs(*(v.bfloat16() for v in dataclasses.astuple(given)[:4]), 3)
+    half = each(given, Tensor.bfloat16)
     assert all(value.dtype == torch.float32 for value in losses.set_loss(half, wanted, config).values())
 
 

@@ -12,30 +12,24 @@ from samsans.methods.masksam.outputs import Outputs
 
 
 def set_loss(
-    outputs: Outputs,
-    wanted: Targets,
-    config: MatchingConfig,
-    *,
-    given: bool = False,
-    generator: torch.Generator | None = None,
+    outputs: Outputs, wanted: Targets, config: MatchingConfig, generator: torch.Generator | None = None
 ) -> dict[str, Tensor]:
     """The loss of a batch and its unweighted parts, float32 scalars whatever the autocast.
 
     Args:
-        outputs: What the network gave.
+        outputs: What the network gave.  Where prompts were made from the truth (``identity``), query j answers for the
+            j-th class of its slice, and only the terms of class and final mask are there.
         wanted: Targets of the same slices.
         config: Weights; those of the matching costs are the same.
-        given: Prompts were made from the truth: query j answers for the j-th class of its slice, and only the terms of
-            class and final mask are there.
         generator: Of the random points; ``None``: the device's own.
 
     Returns:
-        ``loss`` and ``classes``, ``mask``, ``dice``; unless ``given`` also ``aux_mask``, ``aux_dice``, ``l1``,
+        ``loss`` and ``classes``, ``mask``, ``dice``; unless ``identity`` also ``aux_mask``, ``aux_dice``, ``l1``,
         ``giou``.  All but ``classes`` are sums over pairs divided by the number of targets, averaged over processes.
     """
     device = outputs.class_logits.device
     with torch.autocast(device.type, enabled=False):
-        if given:
+        if outputs.identity:
             pairs = identity(wanted, outputs.class_logits.shape[1])
         else:
             pairs = match(outputs, wanted, config, generator)
@@ -45,7 +39,7 @@ def set_loss(
         final = outputs.mask_logits[pairs.slices, pairs.queries][:, None]
         parts["mask"], parts["dice"] = mask_losses(final, truth, number, config, generator)
         loss = config.classes * parts["classes"] + config.mask * parts["mask"] + config.dice * parts["dice"]
-        if not given:
+        if not outputs.identity:
             assert outputs.auxiliary_logits is not None
             assert outputs.boxes is not None
             first = auxiliary(outputs.auxiliary_logits[pairs.slices, pairs.queries][:, None], config)
