@@ -71,7 +71,7 @@ class _Decoded:
     levels: Levels | None
 
 
-class _Cache:
+class Cache:
     """The most recently used values, up to a number of bytes."""
 
     def __init__(self, limit: int) -> None:
@@ -80,12 +80,14 @@ class _Cache:
         self._values: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
 
     def get(self, key: Any) -> Any:
+        """The value kept under ``key``; ``None`` where there is none."""
         if key not in self._values:
             return None
         self._values.move_to_end(key)
         return self._values[key][0]
 
     def put(self, key: Any, value: Any, size: int) -> None:
+        """Keep a value of ``size`` bytes; those used longest ago make room."""
         if size > self.limit or key in self._values:
             return
         self._values[key] = value, size
@@ -135,7 +137,7 @@ class SliceDataset(Sequence[Slice]):
         self._shown = shown
         self._foreground = foreground
         self._draw = draw
-        self._cache = _Cache(int(cache_gb * GIB))
+        self._cache = Cache(int(cache_gb * GIB))
 
     @property
     def objects(self) -> tuple[str, ...]:
