@@ -23,6 +23,7 @@ from samsans.errors import InputError
 from samsans.training.data import read_data
 from samsans.types import Case, Needs
 
+VOLUMES = ("synapse_semi5", "acdc")  # of which no slices are listed
 COUNTS = {"synapse": 2211, "synapse_fewshot": 221, "la_4": 224, "promise12_3": 58}
 
 
@@ -47,7 +48,7 @@ def published_slices() -> list[str]:
 
 
 def test_the_published_numbers() -> None:
-    assert set(protocols.names()) == {*COUNTS, "synapse_semi5"}
+    assert set(protocols.names()) == {*COUNTS, *VOLUMES}
     for name, count in COUNTS.items():
         assert protocols.load(name).training_slices == count
     sizes = {n: (len(p.train), len(p.test), len(p.unused)) for n in protocols.names() for p in [protocols.load(n)]}
@@ -57,13 +58,17 @@ def test_the_published_numbers() -> None:
         "synapse_semi5": (5, 12, 13),
         "la_4": (4, 20, 0),
         "promise12_3": (3, 10, 37),
+        "acdc": (70, 20, 0),
     }
+    heart = protocols.load("acdc")
+    assert sorted([*heart.train, *heart.val, *heart.test]) == [f"{n:03d}" for n in range(1, 101)]
+    assert heart.val == ("089", "090", "091", "093", "094", "096", "097", "098", "099", "100")
 
 
 @pytest.mark.parametrize("name", protocols.names())
 def test_parts_are_disjoint_and_slices_belong(name: str) -> None:
     found = protocols.load(name)
-    keys = [*found.train, *found.test, *found.unused]
+    keys = [*found.train, *found.val, *found.test, *found.unused]
     assert len(set(keys)) == len(keys)
     assert set(found.counts) in (set(), set(found.train))
     assert set(found.slices) in (set(), set(found.train))
@@ -97,6 +102,8 @@ def test_few_shot_slices_are_a_subset_and_lists_are_those_published() -> None:
         ("synapse", "img0011", None),
         ("la_4", "train/06SR5RBREL16DQ6M8LWS/mri_norm2", "06SR5RBREL16DQ6M8LWS"),
         ("la_4", "la_06sr5rbrel16dq6m8lws", "06SR5RBREL16DQ6M8LWS"),
+        ("acdc", "training/patient089/patient089_frame12", "089"),
+        ("acdc", "patient1001_frame01", None),
         ("promise12_3", "Case05_slice0012", "05"),
         ("promise12_3", "case_29", "29"),
         ("promise12_3", "Case290", None),
@@ -147,6 +154,16 @@ def test_validation_is_drawn_from_the_training_patients() -> None:
     shots = make_split(dataset(synapse()), SplitConfig(protocol="synapse_fewshot", shots=3))
     assert {name.partition("#")[0] for name in shots.slices} == set(shots.train)
     assert len(shots.train) == 3
+
+
+def test_acdc_has_patients_to_validate_with() -> None:
+    ids = [f"patient{n:03d}_frame{f:02d}" for n in range(1, 101) for f in (1, 12)]
+    split = make_split(dataset(ids), SplitConfig(protocol="acdc"))
+    assert [len(split.train), len(split.val), len(split.test)] == [140, 20, 40]
+    assert split.val[:2] == ("patient089_frame01", "patient089_frame12")
+    assert not any("missing" in note or "not used" in note for note in split.notes)
+    split = make_split(dataset([id for id in ids if "patient090" not in id]), SplitConfig(protocol="acdc"))
+    assert "1 of 10 validation cases of acdc are missing" in split.notes
 
 
 def test_missing_cases() -> None:

@@ -20,6 +20,9 @@ PUBLISHED = {
     "hsam_synapse": (0.8649, 8.18),
     "hsam_synapse_fewshot": (0.8035, 15.54),
     "hsam_synapse_semi5": (0.7936, None),
+    "masksam_acdc": (0.9339, None),
+    "masksam_amos": (0.9052, None),
+    "masksam_synapse": (0.8723, None),
     "samed_synapse": (0.8188, 20.64),
     "samed_synapse_fewshot": (0.7557, 23.02),
 }
@@ -36,9 +39,13 @@ def test_recipe(name: str) -> None:
     assert about.name == name
     assert made.method in zoo.METHODS
     assert all(row.note for row in about.published if not row.comparable)
-    assert about.published[0].comparable is (name not in ("autosam_synapse", "hsam_synapse_semi5"))
+    incomparable = ("autosam_synapse", "hsam_synapse_semi5", "masksam_amos")
+    assert about.published[0].comparable is (name not in incomparable)
     assert yaml.safe_load(recipes.locate(name).read_text("utf-8"))["preset"] == made.preset
-    assert made.split.protocol in protocols.names()
+    if name == "masksam_amos":
+        assert (made.split.protocol, made.split.test) == (None, 0.2)
+    else:
+        assert made.split.protocol in protocols.names()
     assert all(len(text) > 20 for text in (about.dataset, about.source, about.terms, about.layout))
     assert about.tolerance == 0.02
     first = about.published[0]
@@ -67,6 +74,41 @@ def test_settings_that_differ_from_the_presets() -> None:
     assert list(full.data.classes or ()) == [
         *("spleen", "right kidney", "left kidney", "gallbladder", "liver", "stomach", "aorta", "pancreas")
     ]
+
+
+def test_masksam_settings() -> None:
+    """Tables 5 and section 6 of the supplement; rates, epochs and sizes."""
+    cardiac, synapse, amos = (config.load(f"masksam_{name}") for name in ("acdc", "synapse", "amos"))
+    found = [
+        (c.backbone.name, c.backbone.input_size, c.patches.size, c.model.queries) for c in (cardiac, synapse, amos)
+    ]
+    assert found == [
+        ("sam-vit-b", 1024, [4, 256, 256], 8),
+        ("sam-vit-h", 256, [26, 256, 256], 24),
+        ("sam-vit-h", 512, [9, 512, 512], 24),
+    ]
+    assert [
+        (c.train.epochs, c.train.optimizer, c.model.matching.mask, c.model.matching.points)
+        for c in (cardiac, synapse, amos)
+    ] == [(500, "sgd", 1.5, 32768), (1000, "sgd", 1.5, 32768), (1000, "adamw", 1.2, 131072)]
+    for made in (cardiac, synapse, amos):
+        assert (made.train.lr, made.train.batch_size, made.patches.per_epoch, made.train.schedule) == (
+            *(1e-3, 2, 250),
+            "poly_epoch",
+        )
+        assert (made.train.momentum, made.train.nesterov, made.train.weight_decay) == (0.99, True, 3e-5)
+        assert made.backbone.input_size == made.patches.size[1] * 2**made.model.upsample
+        assert made.model.queries > len(made.data.classes or ()) + 1
+        truth = [row for row in made.recipe.published if "from the truth" in row.method]
+        assert all(not row.comparable for row in truth)
+    assert list(amos.data.classes or ())[8:10] == ["postcava", "pancreas"]
+
+
+def test_what_is_planned_is_no_departure() -> None:
+    planned = {"patches.spacing": [10.0, 1.5, 1.5], "patches.statistics": None}
+    assert recipes.departures(api.resolve(None, config="masksam_acdc", options=planned)) == ()
+    changed = api.resolve(None, config="masksam_acdc", options={"patches.size": [8, 256, 256]})
+    assert recipes.departures(changed) == ("patches.size: [4, 256, 256] -> [8, 256, 256]",)
 
 
 def test_samed_organs_are_in_the_order_of_its_readme() -> None:
@@ -173,3 +215,5 @@ def test_shown(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for part in ("promise12.grand-challenge.org", "Case00.mhd", "H-SAM: Dice 0.8727", "Table 3", "unlabelled"):
         assert part in shown
+    assert cli.main(["models", "show", "masksam_amos"]) == 0
+    assert "split      test 0.2" in capsys.readouterr().out

@@ -119,7 +119,7 @@ def show(name: str) -> str:
     rows = {
         "recipe": name,
         "method": f"{values['method']}, preset {values['preset']}",
-        "split": values["split"]["protocol"],
+        "split": values["split"].get("protocol") or ", ".join(f"{k} {v}" for k, v in values["split"].items()),
         **{key: about[key] for key in ("dataset", "source", "terms", "layout", "tolerance")},
     }
     lines = [f"{key:10} {value}" for key, value in rows.items()]
@@ -136,8 +136,8 @@ def show(name: str) -> str:
 def departures(config: RunConfig) -> tuple[str, ...]:
     """Where a run's settings differ from those of the recipe it names: ``key: the recipe's value -> the run's``.
 
-    Where it ran, how often it saved and its seed are left out; a batch counts over all devices.  Empty for a run of no
-    known recipe.
+    Where it ran, how often it saved and its seed are left out, and so is what a recipe leaves to be planned from the
+    training set; a batch counts over all devices.  Empty for a run of no known recipe.
     """
     from samsans import config as configuration
 
@@ -151,7 +151,9 @@ def departures(config: RunConfig) -> tuple[str, ...]:
         return flat
 
     meant, made = settings(configuration.load(folder() / f"{config.recipe.name}.yaml")), settings(config)
-    differing = (key for key in {**meant, **made} if meant.get(key) != made.get(key) and not OWN_BUSINESS.match(key))
+    planned = {key for key, value in meant.items() if key.startswith("patches.") and value in (None, "auto")}
+    keys = (key for key in {**meant, **made} if not (key in planned or OWN_BUSINESS.match(key)))
+    differing = (key for key in keys if meant.get(key) != made.get(key))
     return tuple(f"{key}: {meant.get(key)} -> {made.get(key)}" for key in differing)
 
 

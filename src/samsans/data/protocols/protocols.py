@@ -29,7 +29,7 @@ class Protocol:
     """A published split.
 
     title, source: what it is and where it was published.  key: finds a case in an id by its only group.
-    train, test, unused: keys in the published order.  counts: slices of each training case in the published data.
+    train, test, unused, val: keys in the published order.  counts: slices of each training case in the published data.
     slices: the only slices to learn from, by key; empty: all.  shown: each of them shows an object, by definition.
     """
 
@@ -43,6 +43,7 @@ class Protocol:
     counts: Mapping[str, int] = field(default_factory=dict)
     slices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     shown: bool = False
+    val: tuple[str, ...] = ()
 
     @property
     def training_slices(self) -> int:
@@ -54,7 +55,7 @@ class Protocol:
 
         Raises InputError where the id holds several.
         """
-        known = {*self.train, *self.test, *self.unused}
+        known = {*self.train, *self.val, *self.test, *self.unused}
         found = {hit.upper() for hit in self.key.findall(SLICE.sub("", id))} & known
         if len(found) > 1:
             raise InputError(
@@ -65,7 +66,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Placement:
-    """A protocol in a data set: ``train`` or ``test`` by case id, names of the only slices to learn from, notes."""
+    """A protocol in a data set: train, val or test by case id, names of the only slices to learn from, notes."""
 
     parts: Mapping[str, str]
     slices: tuple[str, ...]
@@ -97,6 +98,7 @@ def load(name: str) -> Protocol:
         values.get("counts", {}),
         {key: _numbers(listed) for key, listed in values.get("slices", {}).items()},
         values.get("shown", False),
+        tuple(values.get("val", ())),
     )
 
 
@@ -111,7 +113,7 @@ def _numbers(listed: Sequence[int] | str) -> tuple[int, ...]:
 def place(protocol: Protocol, dataset: Dataset) -> Placement:
     """Find the cases and slices of a published split in a data set.
 
-    Every training case must be there with its mask.  Test cases that are missing, cases that the split does not use
+    Every training case must be there with its mask.  Other cases that are missing, cases that the split does not use
     and numbers of slices that differ from the published ones are told in notes.
 
     Raises InputError that names the training cases or slices that are missing.
@@ -133,7 +135,8 @@ def place(protocol: Protocol, dataset: Dataset) -> Placement:
     ids = {c.id for c in dataset.cases}
     chosen = {case_of_slice(name, ids) for name in kept} or {c.id for cases in train.values() for c in cases}
     parts = dict.fromkeys((c.id for c in dataset.cases if c.id in chosen), "train")
-    parts |= {c.id: "test" for key in protocol.test for c in by_key.get(key, ())}
+    for part, keys in (("val", protocol.val), ("test", protocol.test)):
+        parts |= {c.id: part for key in keys for c in by_key.get(key, ())}
     notes = _notes(protocol, by_key, len(kept))
     if ids.issuperset(kept):  # pictures: the cases say it all
         return Placement(parts, (), tuple(notes))
@@ -177,6 +180,8 @@ def _notes(protocol: Protocol, by_key: Mapping[str | None, Sequence[Case]], kept
             f"warning: {len(lost)} of {len(protocol.test)} test cases of {protocol.name} are missing, so that scores "
             f"are not comparable: {', '.join(lost)}"
         )
+    if lost := [key for key in protocol.val if key not in by_key]:
+        notes.append(f"{len(lost)} of {len(protocol.val)} validation cases of {protocol.name} are missing")
     for key, published in protocol.counts.items():
         numbered = sum(_number(c) is not None for c in by_key[key])
         if numbered not in (0, published):
