@@ -72,14 +72,15 @@ def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Sam:
     weights of those that start from random ones, and nothing else.  The base is frozen unless ``config.train`` is
     ``all``.  Raises ``InputError`` where the weights are not here and cannot be fetched, or do not fit.
     """
-    entry = zoo.BACKBONES.get(config.name)
+    entry, canvas = zoo.BACKBONES.get(config.name), None
     if entry is not None and entry.from_scratch:
         side = config.input_size or entry.input_size
         model = build_network(entry.architecture_for(side), side, config.attention)
         report = LoadReport(f"random numbers, seed {seed}", len(initialise(model, seed).state_dict()))
     else:
         path = find_weights(config.name)
-        model, report = load_network(path, config.input_size, config.attention, entry)
+        model, report, made_for = load_network(path, config.input_size, config.attention, entry, config.positions)
+        canvas = made_for if config.positions == "crop" else None
     log.info("%s: %s", config.name, report)
     sam = Sam(
         model,
@@ -88,6 +89,7 @@ def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Sam:
         report=report,
         attention=config.attention,
         checkpointing=config.checkpointing,
+        canvas=canvas,
     )
     if sam.from_scratch:
         _ = sam.base_hash  # of the initial weights, whatever is loaded or learnt later
@@ -97,11 +99,16 @@ def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Sam:
 
 
 def load_network(
-    path: Path, input_size: int | None = None, attention: str = "fast", entry: BackboneEntry | None = None
-) -> tuple[SamModel, LoadReport]:
+    path: Path,
+    input_size: int | None = None,
+    attention: str = "fast",
+    entry: BackboneEntry | None = None,
+    positions: str = "resize",
+) -> tuple[SamModel, LoadReport, int]:
     """The network of a file of weights, for inputs of ``input_size`` px (``None``: the size it was made for).
 
-    ``entry``: what the file is meant to be; another architecture is refused.
+    ``entry``: what the file is meant to be; another architecture is refused.  ``positions``: resize or crop.  The last
+    value is the side in px that the weights were made for.
     """
     state = read_state(path)
     arch = infer_architecture(state, path)
@@ -113,12 +120,18 @@ def load_network(
             "Name the file itself as backbone, or the backbone that it holds",
         )
     side = input_size or arch.input_size
+    if positions == "crop" and side > arch.input_size:
+        raise InputError(
+            f"Input side {side} px with cropped positions",
+            f"at most {arch.input_size} px, what {path} was made for",
+            "Set backbone.positions resize, or a smaller backbone.input_size",
+        )
     model = build_network(arch, side, attention)
-    state, resized = resize_state(state, arch, side // arch.patch)
+    state, resized = resize_state(state, arch, side // arch.patch, positions)
     check_state(model, state, path)
     model.load_state_dict({**state, FOURIER_TWIN: state[FOURIER]}, strict=True, assign=True)
     tie_positions(model)
-    return model, LoadReport(str(path), len(state), resized)
+    return model, LoadReport(str(path), len(state), resized), arch.input_size
 
 
 def find_weights(name: str) -> Path:

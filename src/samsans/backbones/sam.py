@@ -37,6 +37,7 @@ class Sam(nn.Module):
     model: the network.  name: as asked for.  from_scratch: whether its weights were random at the start.
     attention: ``fast`` (exact, see ``attention.py``) or ``naive`` (the library's own blocks).
     checkpointing: recompute each encoder block in the backward pass instead of storing it.
+    canvas: side in px of the square whose top left the images are, which places are relative to; default: the image.
     """
 
     model: Any  # SamModel, whose submodules type checkers cannot see
@@ -51,6 +52,7 @@ class Sam(nn.Module):
         report: LoadReport,
         attention: str = "fast",
         checkpointing: bool = False,
+        canvas: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -59,6 +61,8 @@ class Sam(nn.Module):
         self.attention, self.checkpointing = attention, checkpointing
         self.input_size, self.patch = int(vision.image_size), int(vision.patch_size)
         self.grid, self.channels = self.input_size // self.patch, int(vision.output_channels)
+        self.canvas = canvas or self.input_size
+        self.model.prompt_encoder.input_image_size = self.canvas
         self.frozen = True
         self._base_hash: str | None = None
         self.register_buffer("image_pe", self._positions(), persistent=False)
@@ -68,7 +72,11 @@ class Sam(nn.Module):
     @torch.no_grad()
     def _positions(self) -> Tensor:
         """``(1, C, g, g)`` of the Fourier matrix at hand, in float32 whatever the autocast: bf16 would blur them."""
-        return self.model.get_image_wide_positional_embeddings()
+        embed = self.model.shared_image_embedding
+        matrix = embed.positional_embedding
+        centres = (torch.arange(self.grid, dtype=matrix.dtype, device=matrix.device) + 0.5) * self.patch / self.canvas
+        rows, columns = torch.meshgrid(centres, centres, indexing="ij")
+        return embed(torch.stack([columns, rows], -1)).permute(2, 0, 1)[None]
 
     def freeze(self, frozen: bool = True) -> None:
         """Stop (or start) training the base weights.  The Fourier matrix of positions is never trained."""
@@ -79,16 +87,17 @@ class Sam(nn.Module):
             parameter.requires_grad_(not frozen and not name.endswith("positional_embedding"))
         self.train(self.training)
 
-    def train_whole(self, default_prompt: bool = True) -> None:
-        """Train every base weight that single masks depend on whose prompts are a method's own.
+    def train_whole(self, default_prompt: bool = True, boxes: bool = False, masks: bool = False) -> None:
+        """Train every base weight that single masks depend on.
 
-        The rest stays frozen, so that no trained tensor is left without gradient: prompt encoder, IoU token and head,
-        and the hypernetworks of the other masks.  ``default_prompt``: whether the "no mask" vector is used.
+        The rest stays frozen, so that no trained tensor is left without gradient: IoU token and head, the
+        hypernetworks of the other masks, and of the prompt encoder all but what is used.  ``default_prompt``: the "no
+        mask" vector.  ``boxes``, ``masks``: such prompts.
         """
         self.freeze(False)
-        unused = r"prompt_encoder\.(?!no_mask_embed)|iou_prediction_head|output_hypernetworks_mlps\.[1-9]|iou_token"
-        if not default_prompt:
-            unused += r"|no_mask_embed"
+        prompts = {"no_mask_embed": default_prompt, r"point_embed\.[23]": boxes, "mask_embed": masks}
+        used = "|".join(name for name, use in prompts.items() if use) or "$"
+        unused = rf"prompt_encoder\.(?!{used})|iou_prediction_head|output_hypernetworks_mlps\.[1-9]|iou_token"
         for name, parameter in self.model.named_parameters():
             if re.search(unused, name):
                 parameter.requires_grad_(False)

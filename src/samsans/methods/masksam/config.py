@@ -96,7 +96,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "corrected": _CORRECTED,
     "released": _CORRECTED | {"model": {"space_adapter": "windowed", "matching": {"auxiliary_on": "probabilities"}}},
     "scratch": {
-        "backbone": {"name": "scratch", "train": "all"},
+        "backbone": {"name": "scratch", "input_size": 64, "train": "all"},
         "augment": {"rotate": 15.0, "scale": 0.1, "shift": 0.05, "intensity": 0.1},
         "patches": {"per_epoch": 50},
         "train": {
