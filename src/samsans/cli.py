@@ -230,6 +230,8 @@ def _peek(argv: Sequence[str], *flags: str) -> str | None:
 
 
 def _predict(argv: list[str]) -> int:
+    from argparse import BooleanOptionalAction
+
     parser = _parser("predict")
     parser.add_argument("run", type=str, metavar="RUN", help="folder that train wrote")
     parser.add_argument("-i", "--input", type=str, nargs="+", required=True, help="files, a folder, or a data set")
@@ -242,6 +244,11 @@ def _predict(argv: list[str]) -> int:
     parser.add_argument("--probabilities", action="store_true", help="also write each object's probability")
     parser.add_argument("--view", help="another answer of the method, e.g. stage1 of H-SAM")
     parser.add_argument("--largest-component", action="store_true", help="keep each object's largest piece alone")
+    parser.add_argument(
+        "--mirror",
+        action=BooleanOptionalAction,
+        help="mean over eight mirrorings, for methods that see volumes (the run's)",
+    )
     parser.add_argument("--slice-axis", help="how volumes are cut: auto, axial, coronal, sagittal, 0, 1, 2 (the run's)")
     parser.add_argument("--via", type=int, metavar="PIXELS", help="bring slices to this side first (the run's)")
     parser.add_argument("--overwrite", action="store_true", help="do again what is already there")
@@ -280,6 +287,7 @@ def _predict(argv: list[str]) -> int:
             batch_size=args.batch_size,
             view=args.view,
             largest_component=args.largest_component,
+            mirror=args.mirror,
             overwrite=args.overwrite,
             on_progress=display.step,
         )

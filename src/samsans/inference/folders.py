@@ -17,9 +17,9 @@ from samsans.data.classes import write_classes
 from samsans.data.pairs import listing, match
 from samsans.errors import InputError
 from samsans.inference import provenance
+from samsans.inference.jobs import Job, Target
 from samsans.inference.manifest import Manifest, Record, hash_files
 from samsans.inference.pipeline import Behind, ahead
-from samsans.inference.slices import Job, Target, open_job
 from samsans.types import Case, ClassInfo, Prediction, Progress
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def predict_folder(
     batch_size: int | None = None,
     view: str | None = None,
     largest_component: bool = False,
+    mirror: bool | None = None,
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
@@ -76,9 +77,10 @@ def predict_folder(
         labels: Folder of true masks, of prompted baselines only; by default the masks that ``inputs`` itself holds.
         probabilities: Also write each object's probability.
         seed: Of the draw of supports; the run's by default.
-        batch_size: Slices a batch.
+        batch_size: As in ``Segmenter.predict``.
         view: As in ``Segmenter.predict``.
         largest_component: As in ``Segmenter.predict``.
+        mirror: As in ``Segmenter.predict``.
         overwrite: Do everything again, and replace files that were not made in this way.
         on_progress: Called after every image.
 
@@ -99,6 +101,7 @@ def predict_folder(
     elif labels is not None:
         raise InputError(f"{segmenter.config.method} was given true masks", "no labels: it needs no prompt")
     segmenter.require_view(view)
+    runner = segmenter.runner(batch_size, mirror)
     items = _plan(dataset, out)
     found = segmenter.supports(support, task, batch_size)
     target = segmenter.target(found, objects, view)
@@ -110,6 +113,8 @@ def predict_folder(
         "view": view,
         "largest_component": largest_component,
     }
+    if segmenter.method.needs.volumes:
+        options["mirror"] = segmenter.mirror(mirror)
     about = provenance.about(segmenter, found, options | {"batch_size": segmenter.batch_size(batch_size)})
     key = provenance.key(segmenter, found, options)
     manifest = _open(out, key, about, items, overwrite)
@@ -143,7 +148,7 @@ def predict_folder(
                         waiting.append(item)
                         yield item.job
 
-            for _ in segmenter.runner(batch_size).run(jobs(), target, probabilities=probabilities):
+            for _ in runner.run(jobs(), target, probabilities=probabilities):
                 log.enter(writer.put(waiting.popleft()), found)
     finally:  # also what an interruption found still being written
         log.enter(writer.rest(), found)
@@ -250,15 +255,7 @@ def _read(
         truth = dataset.read_labels(case) if needs_truth else None
         if truth is not None:
             require_same_grid(case, volume, truth)
-        job = open_job(
-            case.id,
-            volume,
-            segmenter.preprocess,
-            segmenter.config.data.slice_axis,
-            truth=truth,
-            truth_classes=segmenter.classes,
-            draw=draw,
-        )
+        job = segmenter.open(case.id, volume, truth, draw)
     except (InputError, OSError, MemoryError) as error:
         return replace(item, failure=str(error) or type(error).__name__)
     job.add("read", time.perf_counter() - start)

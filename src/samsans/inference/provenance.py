@@ -31,6 +31,7 @@ def key(segmenter: Segmenter, found: Supports, options: dict[str, Any]) -> str:
         found.sha256,
         (segmenter.k, segmenter.precision, segmenter.config.data.slice_axis, repr(segmenter.preprocess)),
         (segmenter.config.method, asdict(segmenter.config.model)),
+        *_patches(segmenter),
         [(c.name, c.label, c.values) for c in segmenter.classes],
         options,
     )
@@ -56,6 +57,7 @@ def about(segmenter: Segmenter, found: Supports, options: dict[str, Any]) -> dic
             "input_size": segmenter.preprocess.input_size,
             "via": segmenter.preprocess.via,
         },
+        **({"patches": patches[0]} if (patches := _patches(segmenter)) else {}),
         "support": None
         if found.bank is None
         else {
@@ -76,6 +78,13 @@ def about(segmenter: Segmenter, found: Supports, options: dict[str, Any]) -> dic
         },
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _patches(segmenter: Segmenter) -> list[dict[str, Any]]:
+    """Grid and windows of a method that sees volumes; whether they are mirrored is an option of the prediction."""
+    told = asdict(segmenter.config.patches)
+    del told["mirror"]
+    return [told] if segmenter.method.needs.volumes else []
 
 
 def shown(inputs: Any) -> Any:

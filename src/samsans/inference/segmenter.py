@@ -21,8 +21,10 @@ from samsans.errors import InputError
 from samsans.inference import supports
 from samsans.inference.arrays import as_image, as_labels
 from samsans.inference.banks import Banks, Supports
+from samsans.inference.jobs import Job, Target
 from samsans.inference.manifest import Manifest
-from samsans.inference.slices import Runner, Target, open_job
+from samsans.inference.slices import Runner, open_job
+from samsans.inference.volumes import VolumeRunner, open_volume
 from samsans.methods import weights
 from samsans.ops.timing import Timer
 from samsans.types import ClassInfo, Prediction, Progress, Volume
@@ -95,6 +97,7 @@ class Segmenter:
         batch_size: int | None = None,
         view: str | None = None,
         largest_component: bool = False,
+        mirror: bool | None = None,
     ) -> Prediction:
         """Segment one image or volume.
 
@@ -108,10 +111,12 @@ class Segmenter:
             probabilities: Also keep each object's probability.
             labels: The image's own true mask; prompted baselines only.
             seed: Of the draw of supports; the run's by default.
-            batch_size: Slices a batch.
+            batch_size: Slices a batch; windows, of a method that sees volumes.
             view: One of ``views``, instead of the method's own answer.
             largest_component: Keep of each object its largest connected piece alone, in the whole volume; voxels that
                 touch at a face, an edge or a corner are connected (our decision).  Probabilities stay as they are.
+            mirror: Take the mean over the eight mirrorings of every window, eight times the work; by default as the
+                run's ``patches.mirror`` has it.  Methods that see volumes only.
 
         Returns:
             The label map on the input's own grid.
@@ -127,19 +132,13 @@ class Segmenter:
             id = io.stem(volume.path) if volume.path is not None else "image"
             truth = self._truth(id, volume, labels)
         self.require_view(view)
+        runner = self.runner(batch_size, mirror)
         found = self.supports(support, task, batch_size)
         target = self.target(found, objects, view)
-        job = open_job(
-            id,
-            volume,
-            self.preprocess,
-            self.config.data.slice_axis,
-            truth=truth,
-            truth_classes=self.classes,
-            draw=self.draw(found, id, seed),
-        )
+        with timer("read"):
+            job = self.open(id, volume, truth, self.draw(found, id, seed))
         job.seconds |= timer.seconds
-        done = next(self.runner(batch_size).run([job], target, probabilities=probabilities))
+        done: Job = next(runner.run([job], target, probabilities=probabilities))
         return done.prediction(target.classes, largest_component)
 
     def _truth(self, id: str, volume: Volume, labels: Any) -> Volume | None:
@@ -179,6 +178,7 @@ class Segmenter:
         batch_size: int | None = None,
         view: str | None = None,
         largest_component: bool = False,
+        mirror: bool | None = None,
         overwrite: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Manifest:
@@ -198,6 +198,7 @@ class Segmenter:
             batch_size=batch_size,
             view=view,
             largest_component=largest_component,
+            mirror=mirror,
             overwrite=overwrite,
             on_progress=on_progress,
         )
@@ -269,17 +270,37 @@ class Segmenter:
         return found.draw(id, self.k, self.config.seed if seed is None else seed)
 
     def batch_size(self, wanted: int | None) -> int:
-        """Slices a batch: as asked for, else what fits about 2 million pixels on a CPU, four times that on a GPU."""
+        """Slices or windows a batch: as asked for, else about 2 million pixels on a CPU, four times that on a GPU."""
         if wanted is not None:
             if wanted < 1:
                 raise InputError(f"a batch of {wanted}", "at least 1")
             return wanted
         budget = SLICE_BUDGET * (1 if self.device.type == "cpu" else 4)
-        return max(1, min(16, budget // self.preprocess.input_size**2))
+        pixels = self.preprocess.input_size**2 * (self.config.patches.size or [1])[0]
+        return max(1, min(16, budget // pixels))
 
-    def runner(self, batch_size: int | None) -> Runner:
-        """What runs slices through the method."""
-        return Runner(self.method, self.preprocess, self.device, self.precision, self.batch_size(batch_size))
+    def mirror(self, wanted: bool | None) -> bool:
+        """Whether windows are mirrored: as asked for, else as the run has it; InputError for a method without them."""
+        if self.method.needs.volumes:
+            return self.config.patches.mirror if wanted is None else wanted
+        if wanted is not None:
+            raise InputError(f"{self.config.method} was told mirror={wanted}", "no such option: it sees slices")
+        return False
+
+    def open(self, id: str, volume: Volume, truth: Volume | None, draw: tuple[int, ...]) -> Job:
+        """Prepare an image or volume for ``runner``; InputError where the method cannot be shown it."""
+        axis = self.config.data.slice_axis
+        if self.method.needs.volumes:
+            channels = self.preprocess.channels
+            return open_volume(id, volume, self.config.patches, axis, channels, truth=truth, truth_classes=self.classes)
+        return open_job(id, volume, self.preprocess, axis, truth=truth, truth_classes=self.classes, draw=draw)
+
+    def runner(self, batch_size: int | None, mirror: bool | None = None) -> Any:
+        """What runs such jobs through the method: ``run(jobs, target, probabilities=...)`` yields them when done."""
+        size, mirrored = self.batch_size(batch_size), self.mirror(mirror)
+        if self.method.needs.volumes:
+            return VolumeRunner(self.method, self.config.patches, self.device, self.precision, size, mirrored)
+        return Runner(self.method, self.preprocess, self.device, self.precision, size)
 
     def dataset(self, path: str | Path) -> Dataset:
         """The cases of a folder, CSV or image; no mask is read, since the objects are those of the run."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,80 +19,31 @@ from samsans.config import SliceAxis
 from samsans.data import classes as objects
 from samsans.data.transforms import Levels, Preprocess
 from samsans.errors import InputError
-from samsans.inference.components import largest_components
+from samsans.inference.jobs import Job, Target, with_inner
 from samsans.io.orientation import Orientation
 from samsans.ops.labels import winners
 from samsans.ops.timing import Timer
-from samsans.types import Batch, ClassInfo, Prediction, Volume
+from samsans.types import Batch, ClassInfo, Volume
 
 
-@dataclass(frozen=True)
-class Target:
-    """What is asked of a method.
+@dataclass(kw_only=True)
+class SliceJob(Job):
+    """A job that is done slice by slice.
 
-    known: all objects it answers about.  keep: which of them are wanted, as positions.
-    bank: encoded support pairs, of methods that have them.  view: which of its answers; ``None``: its own.
+    slices: ``(D, H, W, C)`` canonical.  levels: shown as black and white.  first: the first slice, prepared.
+    truth: ``(D, H, W)`` canonical values of the label file, or ``None``.  done: how many slices are.
     """
 
-    known: tuple[ClassInfo, ...]
-    keep: tuple[int, ...]
-    bank: Any = None
-    view: str | None = None
-
-    @property
-    def objects(self) -> tuple[str, ...]:
-        """Names of all objects."""
-        return tuple(c.name for c in self.known)
-
-    @property
-    def classes(self) -> tuple[ClassInfo, ...]:
-        """The wanted objects, in the order of ``keep``."""
-        return tuple(self.known[i] for i in self.keep)
-
-
-@dataclass
-class Job:
-    """One image or volume on its way to a label map.
-
-    slices: ``(D, H, W, C)`` canonical.  truth: ``(D, H, W)`` canonical values of the label file, or ``None``.
-    draw: support pairs of the target's bank.  labels, probabilities: canonical, filled as slices are done.
-    """
-
-    id: str
-    volume: Volume
-    orientation: Orientation
     slices: np.ndarray
     levels: Levels | None
     first: Tensor
     truth: np.ndarray | None = None
     truth_classes: tuple[ClassInfo, ...] = ()
-    draw: tuple[int, ...] = ()
-    labels: np.ndarray | None = None
-    probabilities: np.ndarray | None = None
     done: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def depth(self) -> int:
-        """Number of slices."""
-        return self.slices.shape[0]
 
     def name(self, index: int) -> str:
         """Name of a slice: ``case``, or ``case#012`` of a volume."""
         return self.id if self.depth == 1 else f"{self.id}#{index:03d}"
-
-    def add(self, part: str, seconds: float) -> None:
-        """Count seconds."""
-        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
-
-    def prediction(self, classes: Sequence[ClassInfo], largest_component: bool = False) -> Prediction:
-        """The finished job on the input's own grid, if asked for with the largest piece of each object alone."""
-        assert self.labels is not None
-        kept = largest_components(self.labels, classes) if largest_component else self.labels
-        labels, soft = self.orientation.from_slices(kept), None
-        if self.probabilities is not None:
-            soft = np.stack([self.orientation.from_slices(p) for p in self.probabilities])
-        return Prediction(labels, tuple(classes), soft, self.volume, dict(self.seconds))
 
 
 def open_job(
@@ -104,7 +55,7 @@ def open_job(
     truth: Volume | None = None,
     truth_classes: tuple[ClassInfo, ...] = (),
     draw: tuple[int, ...] = (),
-) -> Job:
+) -> SliceJob:
     """Cut a volume into slices and prepare the first, so that an unusable image is known before the method runs."""
     orientation = Orientation.of(volume, axis)
     slices = orientation.to_slices(volume.array)
@@ -116,7 +67,17 @@ def open_job(
     except InputError as error:
         raise InputError(f"{volume.path or id}: {error}") from error
     drawn = None if truth is None else orientation.to_slices(truth.array)
-    return Job(id, volume, orientation, slices, levels, first, drawn, truth_classes, draw)
+    return SliceJob(
+        id=id,
+        volume=volume,
+        orientation=orientation,
+        draw=draw,
+        slices=slices,
+        levels=levels,
+        first=first,
+        truth=drawn,
+        truth_classes=truth_classes,
+    )
 
 
 class Runner:
@@ -138,15 +99,15 @@ class Runner:
         self.mixes = bool(getattr(method, "bank_per_image", False))
         self._bank: tuple[Any, Any] = (None, None)
 
-    def run(self, jobs: Iterable[Job], target: Target, *, probabilities: bool = False) -> Iterator[Job]:
+    def run(self, jobs: Iterable[SliceJob], target: Target, *, probabilities: bool = False) -> Iterator[SliceJob]:
         """Yield every job when its last slice is done, in order.
 
         A batch holds slices of one draw of supports, unless the method says with ``bank_per_image`` that it also takes
         a list with the bank of every image.
         """
-        waiting: list[tuple[Job, int]] = []
+        waiting: list[tuple[SliceJob, int]] = []
         for job in jobs:
-            self._allocate(job, target, probabilities)
+            job.allocate(target.classes, probabilities)
             for index in range(job.depth):
                 other = waiting and not self.mixes and waiting[0][0].draw != job.draw
                 if other or len(waiting) == self.batch_size:
@@ -156,14 +117,7 @@ class Runner:
         if waiting:
             yield from self._segment(waiting, target)
 
-    @staticmethod
-    def _allocate(job: Job, target: Target, probabilities: bool) -> None:
-        highest = max((c.label for c in target.classes), default=0)
-        job.labels = np.zeros(job.slices.shape[:3], np.uint8 if highest < 256 else np.uint16)
-        if probabilities:
-            job.probabilities = np.zeros((len(target.classes), *job.slices.shape[:3]), np.float16)
-
-    def _segment(self, waiting: Sequence[tuple[Job, int]], target: Target) -> list[Job]:
+    def _segment(self, waiting: Sequence[tuple[SliceJob, int]], target: Target) -> list[SliceJob]:
         """Segment a batch of slices; the jobs that are finished by it."""
         start = time.perf_counter()
         batch = self._batch(waiting, target)
@@ -193,7 +147,7 @@ class Runner:
             finished += [job] if job.done == job.depth else []
         return finished
 
-    def _batch(self, waiting: Sequence[tuple[Job, int]], target: Target) -> Batch:
+    def _batch(self, waiting: Sequence[tuple[SliceJob, int]], target: Target) -> Batch:
         images, valid, masks = [], [], []
         for job, index in waiting:
             picture = job.slices[index]
@@ -222,9 +176,8 @@ class Runner:
         chosen = {draw: here if draw == every else here.select(draw) for draw in dict.fromkeys(draws)}
         return chosen[draws[0]] if len(chosen) == 1 else [chosen[draw] for draw in draws]
 
-    def _paint(self, job: Job, index: int, logits: Tensor, valid: list[int], target: Target) -> None:
+    def _paint(self, job: SliceJob, index: int, logits: Tensor, valid: list[int], target: Target) -> None:
         """Fill one slice of the label map (and of the probabilities) from ``(N, S, S)`` logits."""
-        assert job.labels is not None
         size, keep = job.slices.shape[1:3], list(target.keep)
         if self.method.needs.exclusive:
             native = self.preprocess.restore(logits, valid, size)
@@ -233,9 +186,7 @@ class Runner:
         else:
             shown = self.preprocess.restore(logits[keep], valid, size)
             soft = shown.sigmoid() if job.probabilities is not None else None
-        if job.probabilities is not None and soft is not None:
-            job.probabilities[:, index] = soft.cpu().numpy()
-        job.labels[index] = objects.compose(shown.cpu().numpy(), target.classes)
+        job.fill(index, shown, soft, target.classes)
 
 
 def _exclusive(logits: Tensor, known: Sequence[ClassInfo], probabilities: bool) -> tuple[Tensor, Tensor | None]:
@@ -245,13 +196,11 @@ def _exclusive(logits: Tensor, known: Sequence[ClassInfo], probabilities: bool) 
     its cup: such methods learn the rim), and if asked for ``(N, H, W)`` float, probabilities of the softmax over
     background and objects, those of objects inside added.
     """
-    within = torch.from_numpy(objects.inner_objects(known)).to(logits.device).float()
-    within += torch.eye(len(known), device=logits.device)
-    won = torch.einsum("ij,jhw->ihw", within, winners(logits).float()) > 0
+    won = with_inner(winners(logits).float(), known) > 0
     if not probabilities:
         return won, None
     background = torch.zeros_like(logits[:1])
-    return won, torch.einsum("ij,jhw->ihw", within, torch.cat([background, logits]).softmax(0)[1:])
+    return won, with_inner(torch.cat([background, logits]).softmax(0)[1:], known)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
