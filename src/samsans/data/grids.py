@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch.nn.functional as F
@@ -121,12 +121,11 @@ def _between(index: int, size: int, wanted: int, *, nearest: bool) -> tuple[int,
 
 
 @lru_cache(maxsize=64)
-def weights(size: int, wanted: int, order: int) -> np.ndarray:
+def weights(size: int, wanted: int, order: Literal[1, 3]) -> np.ndarray:
     """``(wanted, size)`` float32: the matrix that resamples ``size`` values by splines of ``order``, read only.
 
     Resampling is linear and acts on each axis alone: this is what ``scipy.ndimage.zoom`` makes of single values.
     """
-    single: Any = np.eye(size)
-    made = ndimage.zoom(single, [wanted / size, 1.0], np.float32, order=order, mode="nearest", grid_mode=True)
+    made = ndimage.zoom(np.eye(size), [wanted / size, 1.0], np.float32, order=order, mode="nearest", grid_mode=True)
     made.flags.writeable = False
     return made

@@ -50,6 +50,15 @@ class Method(Protocol):
         ...
 
 
+def patch_side(config: RunConfig) -> int | None:
+    """Rows and columns of the 3D patches of a method that sees volumes, in pixels; ``None`` for all other methods.
+
+    Known before the method is built: ``patch_side(config)`` of the module of the method's configuration.
+    """
+    module = importlib.import_module(zoo.method_entry(config.method).config.partition(":")[0])
+    return module.patch_side(config) if hasattr(module, "patch_side") else None
+
+
 def build(config: RunConfig, objects: Sequence[str]) -> Any:
     """The method of a run on its backbone, with fresh trained parts drawn from ``config.seed``.
 

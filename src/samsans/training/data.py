@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,14 +13,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from samsans.config import RunConfig
+from samsans import config as configuration
+from samsans.config import PatchConfig, RunConfig
 from samsans.data import protocols
 from samsans.data.cases import Dataset as Cases
 from samsans.data.classes import write_classes
 from samsans.data.episodes import BatchSource, EpisodeSource
+from samsans.data.patches import MiddlePatches, PatchSource
 from samsans.data.slices import SliceDataset
 from samsans.data.splits import Split, few_slices, make_split
 from samsans.data.transforms import Preprocess, inside
+from samsans.data.volumes import VolumeDataset, plan
+from samsans.errors import InputError
 from samsans.types import Batch, Needs
 
 
@@ -38,7 +42,7 @@ class Source(Protocol):
 
 
 class Slices(Protocol):
-    """Prepared slices with their masks."""
+    """Prepared slices (or patches of volumes) with their masks."""
 
     @property
     def present(self) -> np.ndarray:
@@ -116,8 +120,11 @@ def read_data(
     """Slices and batches of a split, for a network that sees ``input_size`` pixels a side.
 
     Training slices are drawn where ``split.slice_share`` asks for it, unless the split is ``complete``.  Held-out
-    slices are prepared as in predicting, for which they choose the weights.
+    slices are prepared as in predicting, for which they choose the weights.  Where the method needs volumes, they are
+    those of the split on the grid of ``config.patches``, which must be planned (see ``plan_patches``).
     """
+    if needs.volumes:
+        return _read_volumes(dataset, split, config)
     share, protocol = config.split.slice_share, config.split.protocol
     draw = None if share is None or complete else partial(few_slices, share=share, seed=config.seed)
     train = SliceDataset(
@@ -147,6 +154,49 @@ def read_data(
         source = BatchSource(train, config.train.batch_size, config.augment, config.seed, config.train.foreground)
     drawn = () if draw is None else train.ids
     return TrainingData(source, PreparedSlices(train), PreparedSlices(val), train.objects, drawn)
+
+
+def _read_volumes(dataset: Cases, split: Split, config: RunConfig) -> TrainingData:
+    data, patches = config.data, config.patches
+    train, val = (
+        VolumeDataset(dataset, ids, patches, slice_axis=data.slice_axis, cache_gb=data.cache_gb, channels=data.channels)
+        for ids in (split.train, split.val)
+    )
+    source = PatchSource(train, patches, config.train.batch_size, config.augment, config.seed)
+    return TrainingData(source, MiddlePatches(train, patches), MiddlePatches(val, patches), train.objects)
+
+
+def plan_patches(dataset: Cases, split: Split, config: RunConfig, side: int) -> RunConfig:
+    """The configuration with all of ``patches`` known: planned from the training cases where it was open.
+
+    side: rows and columns of a patch.  Raises InputError where an option is set that volumes know nothing of.
+    """
+    if split.slices or config.split.slices != "all" or config.split.slice_share is not None:
+        raise InputError(
+            "a split that leaves out slices, for a method that sees volumes",
+            "whole training volumes",
+            "Set split.slices to all and split.slice_share to null, or take a split without a list of slices",
+        )
+    if config.data.window is not None or config.data.levels != "volume":
+        raise InputError(
+            f"data.window is {config.data.window}, data.levels {config.data.levels}, for a method that sees volumes",
+            "neither: patches.intensity says how values are normalised",
+            "Set data.window to null and data.levels to volume",
+        )
+    planned = plan(dataset, split.train, config.patches, side, config.data.slice_axis, config.data.channels)
+    return replace(config, patches=planned)
+
+
+def keep_plan(config: RunConfig, run: Path) -> RunConfig:
+    """The configuration with what ``patches`` leaves open as a former training in the folder ``run`` planned it."""
+    written = run / "config.yaml"
+    if not written.is_file():
+        return config
+    former, now = configuration.load(written).patches, config.patches
+    open_ = [name for name in ("spacing", "size", "statistics") if getattr(now, name) is None]
+    open_ += ["intensity"] if now.intensity == "auto" else []
+    kept: PatchConfig = replace(now, **{name: getattr(former, name) for name in open_})
+    return replace(config, patches=kept)
 
 
 def describe(run: Path, dataset: Cases, split: Split) -> None:

@@ -32,7 +32,7 @@ def draw_loss(log: Path, path: Path) -> None:
         axes.plot(steps[width - 1 :], smooth, color="#406eff", label=f"mean of {width} steps")
     val_steps, val = _column(rows, "val/dice")
     if len(val):
-        axes.plot(val_steps, val, "o-", color="#ff9f1c", markersize=4, label="validation Dice (by slice)")
+        axes.plot(val_steps, val, "o-", color="#ff9f1c", markersize=4, label="validation Dice")
     axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
@@ -42,15 +42,21 @@ def draw_loss(log: Path, path: Path) -> None:
 def draw_sample(batch: Batch, logits: Tensor, support: Batch | None, path: Path, exclusive: bool = False) -> None:
     """One image, its truth, the prediction and, where there are supports, one of them.
 
-    batch, support: one image each, with masks.  logits: ``(1, N, S, S)``.  exclusive: see ``Needs``.
+    batch, support: one image each, with masks; of a patch, the slice that shows most of the objects is drawn, under the
+    Dice of the whole patch.  logits: ``(1, N, S, S)``, or the scores of a patch.  exclusive: see ``Needs``.
     """
     assert batch.masks is not None
-    image, scores = to_picture(batch.images[0]), dice(logits, batch, exclusive)[0]
-    mean, predicted = float(scores.nanmean()), to_labels(found(logits, batch, exclusive)[0])
+    mean, predicted = float(dice(logits, batch, exclusive)[0].nanmean()), found(logits, batch, exclusive)[0]
+    picture, truth, name = batch.images[0], batch.masks[0], batch.ids[0]
+    if picture.ndim == 4:
+        index = int(truth.any(0).sum((1, 2)).argmax())
+        picture, truth, predicted = (part[:, index] for part in (picture, truth, predicted))
+        name = f"{name}, slice {index + 1} of the patch"
+    image = to_picture(picture)
     panels: list[tuple[str, Any]] = [
-        (batch.ids[0], image),
-        ("truth", overlay(image, to_labels(batch.masks[0]))),
-        ("prediction" if np.isnan(mean) else f"prediction, Dice {mean:.3f}", overlay(image, predicted)),
+        (name, image),
+        ("truth", overlay(image, to_labels(truth))),
+        ("prediction" if np.isnan(mean) else f"prediction, Dice {mean:.3f}", overlay(image, to_labels(predicted))),
     ]
     if support is not None and support.masks is not None:
         shown = overlay(to_picture(support.images[0]), to_labels(support.masks[0]))
@@ -64,8 +70,12 @@ def draw_sample(batch: Batch, logits: Tensor, support: Batch | None, path: Path,
 
 
 def to_picture(image: Tensor) -> np.ndarray:
-    """A normalised ``(3, S, S)`` image as ``(S, S, 3)`` uint8, darkest value black and brightest white."""
+    """A normalised ``(C, S, S)`` image as ``(S, S, 3)`` uint8, darkest value black and brightest white.
+
+    Of other numbers of channels than 3 the first is shown, in grey.
+    """
     values = image.detach().float().cpu()
+    values = values if len(values) == 3 else values[:1].expand(3, -1, -1)
     low, high = values.amin(), values.amax()
     scaled = (values - low) / (high - low).clamp(min=1e-6) * 255
     return scaled.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()

@@ -23,7 +23,15 @@ from samsans.errors import InputError
 from samsans.io.atomic import sweep, write_json, write_text
 from samsans.methods import weights
 from samsans.training import checkpoints
-from samsans.training.data import TrainingData, choose_split, describe, loader, read_data
+from samsans.training.data import (
+    TrainingData,
+    choose_split,
+    describe,
+    keep_plan,
+    loader,
+    plan_patches,
+    read_data,
+)
 from samsans.training.errors import TrainingStopped
 from samsans.training.log import CsvLog, read
 from samsans.training.schedule import Duration, require_usable
@@ -48,6 +56,8 @@ def train(
 ) -> Path:
     """Train ``config.method`` on the data set ``config.data`` into the folder ``out``.
 
+    For methods that see volumes, what ``config.patches`` leaves open is planned from the training cases first.
+
     Afterwards the folder holds ``config.yaml``, ``split.json``, ``classes.json``, ``model/last.safetensors`` (and
     ``best`` where slices were held out), ``resume.ckpt``, ``log.csv``, ``train.json``, ``pictures/`` and
     ``tensorboard/``.
@@ -71,6 +81,8 @@ def train(
 
     run = Path(out)
     require_usable(config.train)
+    if resume:
+        config = keep_plan(config, run)
     if first_process():
         check_folder(config, run, resume)
         sweep(run)
@@ -81,6 +93,10 @@ def train(
         display.say(f"{dataset.root}: {dataset.layout}; {parts}; objects {', '.join(c.name for c in dataset.classes)}")
         for note in split.notes:
             display.say(note)
+        patch_side = methods.patch_side(config)
+        if patch_side is not None:
+            config = plan_patches(dataset, split, config, patch_side)
+            display.say(_told(config))
         method = methods.build(config, [c.name for c in dataset.classes])
         side = method.backbone.input_size
         data = read_data(dataset, split, config, method.needs, side, complete=complete)
@@ -102,7 +118,8 @@ def fit(config: RunConfig, method: Any, data: TrainingData, run: Path, display: 
             raise InputError(
                 f"{config.method} has nothing to train", "a method that learns", "Predict with it directly"
             )
-        steps_per_epoch = -(-data.source.steps_per_epoch // config.train.devices)
+        shared = 1 if method.needs.volumes else config.train.devices  # patches have no end: an epoch is a count
+        steps_per_epoch = -(-data.source.steps_per_epoch // shared)
         duration = Duration.of(config.train, stages, steps_per_epoch)
         names = weights.trained_names(method)
         stored = weights.stored_names(method)
@@ -132,6 +149,13 @@ def fit(config: RunConfig, method: Any, data: TrainingData, run: Path, display: 
             f"Stopped by {signals.received} after step {session.position.step}; everything is saved in {run}. "
             "Run the same command with --resume to go on."
         )
+
+
+def _told(config: RunConfig) -> str:
+    """The plan of the patches, for people."""
+    patches = config.patches
+    size, spacing = (" x ".join(f"{v:g}" for v in values or ()) for values in (patches.size, patches.spacing))
+    return f"patches of {size} voxels (slices x rows x columns) of {spacing}, intensities by {patches.intensity}"
 
 
 def _train_stage(session: Session, signals: StopSignals) -> None:

@@ -97,11 +97,13 @@ class Duration:
         """Used share of the whole run, in [0, 1]."""
         return min(max(self.done(at) / self.total, 0.0), 1.0)
 
-    def used(self, at: Position) -> float:
-        """Used share of the present stage, in [0, 1]."""
+    def used(self, at: Position, *, whole_epochs: bool = False) -> float:
+        """Used share of the present stage, in [0, 1]; by its ``whole_epochs`` alone where the length is in steps."""
         start = at.stage_step if self.unit == "steps" else at.stage_seconds
-        length = self.ends[at.stage] - start
-        return 1.0 if length <= 0 else min(max((self.done(at) - start) / length, 0.0), 1.0)
+        length, done = self.ends[at.stage] - start, self.done(at) - start
+        if whole_epochs and self.unit == "steps":
+            done -= done % self.epoch
+        return 1.0 if length <= 0 else min(max(done / length, 0.0), 1.0)
 
 
 def require_usable(config: TrainConfig) -> None:
@@ -111,6 +113,7 @@ def require_usable(config: TrainConfig) -> None:
         "betas": (len(config.betas) == 2 and all(0 <= b < 1 for b in config.betas), "two numbers, 0 <= b < 1"),
         "weight_decay": (config.weight_decay >= 0, "0 or more"),
         "momentum": (config.momentum >= 0, "0 or more"),
+        "nesterov": (not config.nesterov or config.momentum > 0, "false, or a train.momentum above 0"),
         "warmup": (config.warmup >= 0, "0 or more steps"),
         "validate_every": (config.validate_every >= 0, "0 or more steps"),
         "pictures_every": (config.pictures_every >= 0, "0 or more steps"),
@@ -125,7 +128,8 @@ def require_usable(config: TrainConfig) -> None:
 def learning_rate(config: TrainConfig, at: Position, used: float) -> float:
     """Learning rate of the next step: a linear warm-up over the stage's first steps, times the schedule.
 
-    ``used`` is the used share of the stage; cosine and poly (power 0.9) reach zero at its end.  ``samed``: with ``s``
+    ``used`` is the used share of the stage; cosine and poly (power 0.9) reach zero at its end.  ``poly_epoch`` is poly
+    where ``used`` is by whole epochs (see ``Duration.used``; by the clock it is poly itself).  ``samed``: with ``s``
     steps done, ``W`` of warm-up and ``T`` of the whole stage, ``s / W`` (the first step as the second), then
     ``(1 - (s - 1 - W) / T) ** 0.9``, which ends above zero (section 13 of the specification; ``s / T`` is ``used``,
     so that it also follows the clock).
@@ -134,6 +138,7 @@ def learning_rate(config: TrainConfig, at: Position, used: float) -> float:
         return config.lr * _samed(at.step - at.stage_step, config.warmup, used)
     warm = min(1.0, (at.step - at.stage_step + 1) / config.warmup) if config.warmup > 0 else 1.0
     decay = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * used)), "poly": (1 - used) ** 0.9}
+    decay["poly_epoch"] = decay["poly"]
     return config.lr * warm * decay[config.schedule]
 
 
@@ -167,7 +172,7 @@ def build_optimizer(config: TrainConfig, stage: Stage) -> torch.optim.Optimizer:
             f"stage {stage.name!r} trains no parameter", "at least one", "Switch lora or backbone.train on"
         )
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
     fused = all(p.is_cuda for group in groups for p in group["params"])
     beta1, beta2 = config.betas
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW

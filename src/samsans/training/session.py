@@ -65,7 +65,7 @@ class Session:
 
     @cached_property
     def sample(self) -> Batch:
-        """The slice of the sample pictures: held-out where there are any, with an object where there is one."""
+        """The slice or patch of the sample pictures: held-out where there are any, with an object where one has any."""
         slices = self.data.val if len(self.data.val) else self.data.train
         return slices.batch(support_indices(slices, 1, self.config.seed + 1) or [0])
 

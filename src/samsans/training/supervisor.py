@@ -99,7 +99,8 @@ class Supervisor(pl.Callback):
         if better:
             session.save_weights("best")
         parts = ", ".join(f"{name.removeprefix('val/dice/')} {value:.3f}" for name, value in list(scores.items())[1:])
-        session.display.say(f"step {at.step}: Dice {score:.3f} on held-out slices ({parts}){', best' * better}")
+        what = "patches" if self.method.needs.volumes else "slices"
+        session.display.say(f"step {at.step}: Dice {score:.3f} on held-out {what} ({parts}){', best' * better}")
         if at.empty == EMPTY_IN_A_ROW:
             warnings.warn(
                 f"The last {EMPTY_IN_A_ROW} validations predicted not a single pixel of any object. The method may "

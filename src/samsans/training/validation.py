@@ -27,19 +27,24 @@ def support_indices(slices: Slices, count: int, seed: int) -> list[int]:
 def dice(logits: Tensor, batch: Batch, exclusive: bool = False) -> Tensor:
     """Dice ``(B, N)`` of what is ``found`` in every slice, float32; NaN where an object is neither there nor predicted.
 
-    Padding is left out.  Slices are scored one by one: a guide while training, not the volume Dice of ``evaluate``.
+    Padding is left out.  Slices and patches are scored one by one: a guide while training, not the volume Dice of
+    ``evaluate``.
     """
     assert batch.masks is not None
-    pixels = found(logits, batch, exclusive)
-    overlap = (pixels & batch.masks).sum((2, 3)).float()
-    return 2 * overlap / (pixels.sum((2, 3)) + batch.masks.sum((2, 3)))
+    pixels, truth = found(logits, batch, exclusive).flatten(2), batch.masks.flatten(2)
+    return 2 * (pixels & truth).sum(2).float() / (pixels.sum(2) + truth.sum(2))
 
 
 def found(logits: Tensor, batch: Batch, exclusive: bool = False) -> Tensor:
     """``(B, N, S, S)`` bool: the pixels of each object, none of them in padding.
 
-    Those of a logit above 0; where objects are ``exclusive``, each pixel's highest logit above 0.
+    Those of a logit above 0; where objects are ``exclusive``, each pixel's highest logit above 0.  Of patches
+    ``(B, N, T, H, W)``: the voxels where an object has the highest of the scores ``(B, N + 1, T, H, W)``.
     """
+    if logits.ndim == 5:
+        return logits.argmax(1, keepdim=True) == torch.arange(1, logits.shape[1], device=logits.device).view(
+            -1, 1, 1, 1
+        )
     pixels = winners(logits) if exclusive else logits > 0
     return pixels if batch.valid is None else pixels & inside(batch.valid, logits.shape[-1])[:, None]
 
@@ -47,7 +52,7 @@ def found(logits: Tensor, batch: Batch, exclusive: bool = False) -> Tensor:
 def validate(
     method: Any, slices: Slices, bank: Any, objects: Sequence[str], batch_size: int, device: torch.device
 ) -> tuple[dict[str, float], bool]:
-    """Mean Dice over slices per object and, as ``val/dice``, over objects; and whether no prediction held a pixel.
+    """Mean Dice over slices or patches per object and, as ``val/dice``, over objects; and whether all was empty.
 
     An object that is in no slice and never predicted has no score and no entry.
     """

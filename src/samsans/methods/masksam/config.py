@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from samsans import zoo
+from samsans.errors import InputError
+
+if TYPE_CHECKING:
+    from samsans.config import RunConfig
 
 
 @dataclass
@@ -73,6 +79,21 @@ class MaskSamConfig:
     gt_mask_prompt: bool = False
     query_batch: int = 0
     matching: MatchingConfig = field(default_factory=MatchingConfig)
+
+
+def patch_side(config: RunConfig) -> int:
+    """Rows and columns of a patch: the backbone's input side, halved as often as the stem doubles."""
+    backbone, size = config.backbone, config.patches.size
+    if backbone.input_size is None and backbone.name not in zoo.BACKBONES:
+        if size is None:
+            raise InputError(
+                f"the input side of {backbone.name} is not known before it is read",
+                "patches planned for one",
+                "Set backbone.input_size",
+            )
+        return size[-1]
+    side = backbone.input_size or zoo.BACKBONES[backbone.name].input_size
+    return side // 2**config.model.upsample
 
 
 _CORRECTED: dict[str, Any] = {
