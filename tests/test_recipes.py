@@ -97,7 +97,8 @@ def test_masksam_settings() -> None:
             "poly_epoch",
         )
         assert (made.train.momentum, made.train.nesterov, made.train.weight_decay) == (0.99, True, 3e-5)
-        assert made.backbone.input_size == made.patches.size[1] * 2**made.model.upsample
+        _, *sides = made.patches.size or ()
+        assert [made.backbone.input_size] * 2 == [side * 2**made.model.upsample for side in sides]
         assert made.model.queries > len(made.data.classes or ()) + 1
         truth = [row for row in made.recipe.published if "from the truth" in row.method]
         assert all(not row.comparable for row in truth)
