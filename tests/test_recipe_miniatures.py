@@ -15,6 +15,7 @@ from samsans.types import Volume
 
 SMALL = ("--backbone", "tiny", "--input-size", "32", "--steps", "1", "--train.batch_size", "2")
 QUIET = ("--train.pictures_every", "0", "--train.accelerator", "cpu")
+PATCHES = ("--patches.size", "[3, 8, 8]", "--model.matching.points", "64")
 SIDE, DEEPEST = 16, 81
 
 
@@ -73,6 +74,22 @@ def prostate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def cardiac(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nnU-Net's names: one phase of every training patient, of one to validate with and of one to test."""
+    folder = tmp_path_factory.mktemp("acdc")
+    split = protocols.load("acdc")
+    image, label = drawn(3, 3)
+    like = Volume(image[..., None], np.diag([1.5, 1.5, 10.0, 1.0]))
+    for case in (*split.train, split.val[0], split.test[0]):
+        io.write_image(folder / "imagesTr" / f"patient{case}_frame01_0000.nii.gz", image * 300 + 400, like=like)
+        io.write_labels(folder / "labelsTr" / f"patient{case}_frame01.nii.gz", label, like=like)
+    names = {"background": 0, "RV": 1, "MLV": 2, "LV": 3}
+    about = {"channel_names": {"0": "MR"}, "labels": names, "numTraining": 72, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("recipe", "data", "cases", "slices"),
     [
@@ -82,6 +99,7 @@ def prostate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("hsam_synapse_semi5", "synapse", 60, 0),
         ("hsam_la", "atrium", 4, 224),
         ("hsam_promise12", "prostate", 3, 58),
+        ("masksam_acdc", "cardiac", 70, 0),
     ],
 )
 def test_recipe(
@@ -91,18 +109,20 @@ def test_recipe(
         return cli.main([str(a) for a in argv])
 
     folder: Path = request.getfixturevalue(data)
+    meant = config.load(recipe)
+    patches = PATCHES if meant.method == "masksam" else ()
     model, masks, report = tmp_path / "run", tmp_path / "masks", tmp_path / "report"
-    assert run("train", "--config", recipe, folder, "-o", model, *SMALL, *QUIET) == 0
+    assert run("train", "--config", recipe, folder, "-o", model, *SMALL, *QUIET, *patches) == 0
     split = Split.load(model / "split.json")
     assert (len(split.train), len(split.test), len(split.slices)) == (cases, 1, slices)
     assert run("predict", model, "-i", folder, "--split", "test", "-o", masks) == 0
     (made,) = masks.rglob("*.nii.gz")
-    meant = config.load(recipe)
     axis = 0 if data != "atrium" else 2
     stored = io.read_labels(made).array.shape
     assert stored == tuple(np.roll((3 if data != "synapse" else 2, SIDE, SIDE), axis))
     assert json.loads((masks / "manifest.json").read_text())["slice_axis"] == meant.data.slice_axis
-    assert run("evaluate", masks, folder, "-o", report, "--convention", "transunet", "--bootstrap", 0) == 0
+    convention = meant.recipe.published[0].convention
+    assert run("evaluate", masks, folder, "-o", report, "--convention", convention, "--bootstrap", 0) == 0
     found = json.loads((report / "summary.json").read_text())
     assert tuple(found["classes"]) == tuple(meant.data.classes or ())
     assert found["published"]["recipe"] == recipe
