@@ -5,7 +5,6 @@ Both take ``n`` groups of ``T`` slices with the channels last, narrow them to a 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,8 +77,3 @@ class DMlp(Adapter):
 def slices(x: Tensor, depth: int) -> Tensor:
     """``(n T, ...)`` as ``(n, T, ...)``."""
     return x.unflatten(0, (-1, depth))
-
-
-def normal_token(width: int) -> nn.Parameter:
-    """A learned token ``(D,)``, drawn from N(0, 1) as SAM's are."""
-    return nn.Parameter(torch.randn(width))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samsans.methods.masksam.adapters import DConv, DMlp, normal_token
+from samsans.methods.masksam.adapters import DConv, DMlp
 from samsans.methods.masksam.encoder import SCALE, ConvBlock, doubling
 from samsans.methods.masksam.prompt_generator import Prompts
 
@@ -47,7 +47,7 @@ class Decoder(nn.Module):
         self.slice_embedding = nn.Parameter(torch.zeros(depth, width, backbone.grid, backbone.grid))
         self.layers = nn.ModuleList(LayerAdapters(width, depth, zero_init) for _ in range(layers))
         self.final = DMlp(width, depth, skip=True, zero_init=zero_init)
-        self.class_token = normal_token(width)
+        self.class_token = nn.Parameter(torch.randn(width))  # N(0, 1), as SAM's tokens
         self.classes = nn.Linear(width, classes + 1)
 
     def forward(self, backbone: Sam, embedding: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:

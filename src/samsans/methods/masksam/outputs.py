@@ -35,7 +35,7 @@ def class_scores(outputs: Outputs) -> Tensor:
 
     Between 0 and Q; the highest of a voxel is its class, background included.
     """
-    classes = outputs.class_logits.float().softmax(-1)[..., :-1]
-    masks = outputs.mask_logits.float().sigmoid()
-    scores = torch.einsum("nqk,nqhw->nkhw", classes, masks)
+    with torch.autocast(outputs.class_logits.device.type, enabled=False):
+        classes = outputs.class_logits.float().softmax(-1)[..., :-1]
+        scores = torch.einsum("nqk,nqhw->nkhw", classes, outputs.mask_logits.float().sigmoid())
     return scores.unflatten(0, (-1, outputs.depth)).transpose(1, 2)

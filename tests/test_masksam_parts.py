@@ -1,0 +1,475 @@
+"""MaskSAM's parts against SAM's own, by hand, and at the published sizes, whose parameters are counted to the unit."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samsans.backbones import load_backbone
+from samsans.backbones.sam import LoadReport, Sam, build_network, tie_positions
+from samsans.config import BackboneConfig
+from samsans.errors import InputError
+from samsans.methods.masksam.adapters import Adapter, DConv, DMlp
+from samsans.methods.masksam.config import MaskSamConfig
+from samsans.methods.masksam.decoder import Decoder, Enlarge, OutputNetwork
+from samsans.methods.masksam.encoder import Encoder, Stem, read_blocks
+from samsans.methods.masksam.matching import targets
+from samsans.methods.masksam.model import MaskSam
+from samsans.methods.masksam.outputs import Outputs, class_scores
+from samsans.methods.masksam.prompt_generator import (
+    Auxiliary,
+    PromptGenerator,
+    Prompts,
+    decode_boxes,
+    generated_prompts,
+    token_grid,
+    true_prompts,
+)
+from samsans.types import Batch
+from samsans.zoo import VIT_B, VIT_H
+
+ACDC = MaskSamConfig(queries=8, upsample=2, output_cnn=False, stem=16, widths=[128, 128], fusions=2)
+LAYOUTS: dict[str, tuple[Any, int, int, int, MaskSamConfig]] = {  # network, side SAM sees, slices, objects
+    "acdc": (VIT_B, 1024, 4, 3, ACDC),
+    "synapse": (VIT_H, 256, 26, 8, MaskSamConfig()),
+    "amos": (VIT_H, 512, 9, 15, MaskSamConfig()),
+}
+COUNTS = {  # encoder adapters, slice embedding, that of places, decoder, stem, trunk, masks, boxes, tokens, output
+    "acdc": (7_239_168, 3_072, 4_194_304, 304_209, 33_945, 9_458_432, 1_032, 6_160, 165_912, 0),
+    "synapse": (53_145_600, 33_280, 1_703_936, 343_224, 897, 9_775_360, 1_560, 15_408, 414_792, 116_056),
+    "amos": (53_145_600, 11_520, 2_359_296, 311_108, 897, 9_775_360, 1_560, 15_408, 414_792, 116_056),
+}
+TOTALS = {"acdc": 21_406_234, "synapse": 65_550_113, "amos": 66_151_597}
+
+
+@torch.no_grad()
+def tiny(**options: Any) -> Sam:
+    """A small SAM whose biases and relative positions are not zero, as they are in new ones."""
+    backbone = load_backbone(BackboneConfig(**({"name": "tiny", "input_size": 64, "train": "none"} | options)))
+    if backbone.from_scratch:
+        generator = torch.Generator().manual_seed(7)
+        for name, parameter in backbone.model.named_parameters():
+            if "rel_pos" in name or name.endswith("bias"):
+                parameter.normal_(0, 0.3, generator=generator)
+    return backbone
+
+
+def on_meta(arch: Any, side: int) -> Sam:
+    with torch.device("meta"):
+        network = build_network(arch, side)
+        tie_positions(network)
+        return Sam(network, name="meta", from_scratch=False, report=LoadReport("", 0), canvas=1024)
+
+
+def count(*parts: Any) -> int:
+    return sum(p.numel() for part in parts for p in ([part] if isinstance(part, nn.Parameter) else part.parameters()))
+
+
+def seeded(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# -- published sizes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_published_networks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters of every group, and shapes of every answer, without memory."""
+    arch, side, depth, objects, config = LAYOUTS[name]
+    backbone = on_meta(arch, side)
+    with torch.device("meta"):
+        method = MaskSam(backbone, config, objects, depth)
+        made, encoder, decoder = method.generator, method.encoder, method.decoder
+        assert made is not None
+        trunk = (made.start, made.below, made.skips, made.blocks, made.fusions)
+        groups = (
+            count(encoder.space, encoder.mlp),
+            count(encoder.slice_embedding),
+            count(decoder.slice_embedding),
+            count(decoder) - count(decoder.slice_embedding),
+            count(method.stem),
+            count(*trunk),
+            count(made.masks),
+            count(made.boxes, made.box_norm),
+            count(made.tokens),
+            count(method.enlarge),
+        )
+        assert groups == COUNTS[name]
+        assert sum(p.numel() for p in method.parameters() if p.requires_grad) == sum(groups) == TOTALS[name]
+        assert len(encoder.space) + len(encoder.mlp) == 2 * arch.depth
+        adapters = [module for module in decoder.modules() if isinstance(module, Adapter)]
+        assert [isinstance(a, DMlp) for a in adapters].count(True) == 7
+        assert len(adapters) == 9
+
+        monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no such device
+        grid, patch = side // 16, method.side
+        with torch.no_grad():
+            seen = method.stem(torch.empty(1, 1, depth, patch, patch))
+            assert seen.shape == (1, 3, depth, side, side)
+            embedding, maps = encoder(backbone, seen)
+            assert embedding.shape == (1, 256, depth, grid, grid)
+            assert [tuple(m.shape) for m in maps] == [(1, arch.hidden, depth, grid, grid)] * 4
+            levels = made.levels(embedding, maps)
+            finer = (256, *config.widths, *config.widths[-1:] * config.fusions)
+            sides = [grid * 2 ** min(i, len(config.widths)) for i in range(5)]
+            assert [tuple(x.shape) for x in levels] == [(1, c, depth, s, s) for c, s in zip(finer, sides, strict=True)]
+            output = method(Batch(torch.empty(1, 1, depth, patch, patch), None, (), ()))
+        masks = (depth, config.queries, patch, patch)
+        assert output.mask_logits.shape == output.auxiliary_logits.shape == masks
+        assert output.class_logits.shape == (depth, config.queries, objects + 2)
+        assert output.boxes.shape == (depth, config.queries, 4)
+        assert class_scores(output).shape == (1, objects + 1, depth, patch, patch)
+
+
+@pytest.mark.parametrize(("arch", "parameters"), [(VIT_B, 93_735_728), (VIT_H, 641_090_864)])
+def test_all_of_sam_is_frozen(arch: Any, parameters: int) -> None:
+    """The Fourier matrix too, which is a parameter here."""
+    backbone = on_meta(arch, 1024)
+    assert count(backbone) == parameters
+    assert not any(p.requires_grad for p in backbone.parameters())
+
+
+def test_adapters_have_the_published_sizes() -> None:
+    with torch.device("meta"):
+        for width, parameters in ((768, 301_632), (1280, 830_400), (256, 35_008)):
+            assert count(DConv(width, skip=True)) == parameters
+        for depth, parameters in ((4, 33_236), (9, 33_781), (26, 38_626)):
+            assert count(DMlp(256, depth, skip=True)) == parameters
+
+
+# -- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def changed(one: Tensor, two: Tensor) -> list[int]:
+    """Indices along axis 1 where the two differ."""
+    return [i for i in range(one.shape[1]) if not torch.equal(one[:, i], two[:, i])]
+
+
+def test_a_slice_reaches_its_neighbours_by_convolution_and_all_by_mlp() -> None:
+    for adapter, shape, reached in (
+        (DConv(32, skip=True), (2, 6, 3, 4, 32), [1, 2, 3]),
+        (DMlp(32, 6, skip=True), (2, 6, 5, 32), list(range(6))),
+    ):
+        x = seeded(*shape)
+        moved = x.clone()
+        moved[:, 2] += 1
+        assert changed(adapter(x), adapter(moved)) == reached
+        assert adapter(x).shape == x.shape
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_adapters_that_start_as_nothing(skip: bool) -> None:
+    x = seeded(1, 3, 2, 2, 16)
+    assert torch.equal(DConv(16, skip=skip, zero_init=True)(x), x if skip else torch.zeros_like(x))
+    assert torch.equal(DMlp(16, 3, skip=skip, zero_init=True)(x[:, :, 0]), x[:, :, 0] * skip)
+    assert not torch.equal(DConv(16, skip=False)(x), torch.zeros_like(x))
+
+
+def test_adapters_by_hand() -> None:
+    """The formulas of sections 5.3 and 8.1, one voxel and one depth column at a time."""
+    conv, x = DConv(8, skip=False), seeded(1, 3, 4, 5, 8)
+    z = F.gelu(x @ conv.down.weight.T + conv.down.bias)
+    padded = F.pad(z, (0, 0, 1, 1, 1, 1, 1, 1))
+    cube = padded[0, 0:3, 1:4, 2:5]  # around voxel (0, 1, 2)
+    mixed = torch.einsum("zyxc,czyx->c", cube, conv.convolution.weight[:, 0]) + conv.convolution.bias
+    mixed = F.gelu(F.layer_norm(mixed, (2,), conv.norm.weight, conv.norm.bias, 1e-6))
+    torch.testing.assert_close(conv(x)[0, 0, 1, 2], conv.up(z[0, 0, 1, 2] + mixed))
+
+    mlp, x = DMlp(8, 3, skip=True), seeded(1, 3, 4, 8)
+    z = F.gelu(mlp.down(x))
+    u = torch.stack([mlp.narrow(F.gelu(mlp.widen(z[0, :, 1, c]))) for c in range(2)], -1)
+    torch.testing.assert_close(mlp(x)[0, :, 1], x[0, :, 1] + mlp.up(z[0, :, 1] + u))
+
+
+# -- encoder ----------------------------------------------------------------------------------------------------------
+
+
+def test_which_blocks_are_read() -> None:
+    assert read_blocks(12, (2, 5, 8, 11)) == (2, 5, 8, 11)
+    assert read_blocks(32, (7, 15, 23, 31)) == (7, 15, 23, 31)
+    assert read_blocks(4, (3,)) == (0, 1, 2, 3)
+    assert read_blocks(2, (1,)) == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize("attention", ["fast", "naive"])
+@pytest.mark.parametrize("unwindowed", [True, False])
+def test_without_adapters_the_encoder_is_sam(unwindowed: bool, attention: str) -> None:
+    """Padded tokens too: the norm comes before the windows, in both layouts."""
+    backbone = tiny(attention=attention)
+    encoder = Encoder(backbone, 3, unwindowed=unwindowed, zero_init=True)
+    images = seeded(2, 3, 3, 64, 64)
+    flat = images.transpose(1, 2).flatten(0, 1)
+    with torch.no_grad():
+        embedding, maps = encoder(backbone, images)
+        wanted = backbone.model.vision_encoder(flat, output_hidden_states=True)
+    torch.testing.assert_close(embedding.transpose(1, 2).flatten(0, 1), wanted.last_hidden_state, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        maps[-1].transpose(1, 2).flatten(0, 1).movedim(1, -1), wanted.hidden_states[-1], atol=1e-5, rtol=1e-4
+    )
+
+
+def test_every_slice_has_a_vector_of_its_own() -> None:
+    backbone = tiny()
+    encoder = Encoder(backbone, 3, unwindowed=True, zero_init=True)
+    images = seeded(1, 3, 1, 64, 64).expand(-1, -1, 3, -1, -1)
+    assert changed(*[encoder(backbone, images)[0].transpose(1, 2)] * 2) == []
+    with torch.no_grad():
+        encoder.slice_embedding[0, 1] = seeded(32)
+        made = encoder(backbone, images)[0]
+    assert torch.equal(made[:, :, 0], made[:, :, 2])
+    assert not torch.equal(made[:, :, 0], made[:, :, 1])
+
+
+def test_neighbours_in_depth_are_neighbours_unless_as_released() -> None:
+    """A token in a block with windows: as released, a window hears of the next window, not of the next slice."""
+    backbone, x = tiny(), seeded(6, 4, 4, 32)
+    layer, moved = backbone.model.vision_encoder.layers[0], x.clone()
+    moved[4, 0, 0] += seeded(32, seed=1)
+    differ = {}
+    for unwindowed in (True, False):
+        encoder = Encoder(backbone, 6, unwindowed=unwindowed, zero_init=False)
+        nothing = DConv(32, skip=False, zero_init=True)
+        with torch.no_grad():
+            one, two = (encoder.block(backbone, layer, encoder.space[0], nothing, given) for given in (x, moved))
+        differ[unwindowed] = (one != two).any(-1)
+    assert differ[True].flatten(1).any(1).tolist() == [False, False, False, True, True, True]
+    assert differ[True][3, 0, 0]
+    assert differ[True][5, 0, 0]
+    assert differ[False].flatten(1).any(1).tolist() == [False, False, False, True, True, False]
+    assert differ[False][3].nonzero().tolist() == [[3, 3]]  # in the last window of the slice before
+
+
+@pytest.mark.parametrize(("doublings", "parameters"), [(0, 897), (2, 33_945)])
+def test_stem(doublings: int, parameters: int) -> None:
+    stem = Stem(1, 16 if doublings else 8, doublings)
+    assert count(stem) == parameters
+    assert stem(seeded(1, 1, 3, 8, 8)).shape == (1, 3, 3, 8 << doublings, 8 << doublings)
+    assert Stem(3, 4, 1)(seeded(1, 3, 2, 8, 8)).shape == (1, 3, 2, 16, 16)
+
+
+# -- positions on a larger canvas -------------------------------------------------------------------------------------
+
+
+def test_an_image_may_be_the_corner_of_a_canvas(tmp_path: Path) -> None:
+    large = tiny(input_size=128)
+    save_file({k: v.clone() for k, v in large.model.state_dict().items()}, tmp_path / "model.safetensors")
+    small = tiny(name=str(tmp_path), input_size=64, positions="crop")
+    assert "(top left)" in str(small.load_report)
+    torch.testing.assert_close(small.image_pe, large.image_pe[..., :4, :4], atol=1e-6, rtol=0)
+    torch.testing.assert_close(large.image_pe, large.model.get_image_wide_positional_embeddings(), atol=0, rtol=0)
+    table, whole = small.model.vision_encoder.pos_embed, large.model.vision_encoder.pos_embed
+    assert torch.equal(table, whole[:, :4, :4])
+    box, index = torch.tensor([[3.0, 7.0, 40.0, 60.0]]), torch.zeros(1, dtype=torch.int64)
+    one, two = (sam.embed_prompts(index, boxes=box).sparse for sam in (small, large))
+    assert torch.equal(one, two)
+    resized = tiny(name=str(tmp_path), input_size=64)
+    assert not torch.allclose(resized.image_pe, small.image_pe)
+    with pytest.raises(InputError, match="Input side 256 px with cropped positions"):
+        tiny(name=str(tmp_path), input_size=256, positions="crop")
+
+
+# -- prompt generator -------------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_read_from_a_map_of_its_size() -> None:
+    assert [token_grid(channels) for channels in (256, 128, 32, 48)] == [(16, 16), (8, 16), (4, 8), (6, 8)]
+
+
+def test_boxes_from_cells() -> None:
+    box = decode_boxes(torch.tensor([[0.2, 0.3], [0.5, 0.5]]))
+    torch.testing.assert_close(box, torch.tensor([0.2, 0.3, 0.6, 0.65]))
+    x0, y0, x1, y1 = decode_boxes(torch.rand(100, 2, 2)).unbind(-1)
+    for low, high in ((x0, x1), (y0, y1)):
+        assert (low >= 0).all()
+        assert (low <= high).all()
+        assert (high <= 1).all()
+
+
+def generator(norm: bool = True, queries: int = 3) -> PromptGenerator:
+    torch.manual_seed(0)
+    return PromptGenerator(32, 24, [16, 8], 2, queries, norm)
+
+
+def features(depth: int = 3, batch: int = 1) -> tuple[Tensor, list[Tensor]]:
+    return seeded(batch, 32, depth, 4, 4), [seeded(batch, 24, depth, 4, 4, seed=i) for i in range(1, 5)]
+
+
+def test_generator() -> None:
+    made = generator()(*features(batch=2))
+    assert made.masks.shape == (2, 3, 3, 16, 16)
+    assert made.boxes.shape == (2, 3, 3, 4)
+    assert made.tokens.shape == (2, 3, 3, 32)
+
+
+def test_the_mean_of_a_querys_box_cells_is_the_norms_bias() -> None:
+    made, seen = generator(), []
+    made.box_norm.register_forward_hook(lambda *given: seen.append(given[2]))
+    nn.init.normal_(made.box_norm.bias)
+    made(*features())
+    torch.testing.assert_close(seen[0].mean((2, 3, 4))[0], made.box_norm.bias, atol=1e-6, rtol=0)
+    assert not list(generator(norm=False).box_norm.parameters())
+
+
+def test_a_box_is_the_mean_of_the_networks_and_the_masks() -> None:
+    made = generator()
+    embedding, maps = features()
+    boxes = made.network_boxes(made.levels(embedding, maps))
+    with torch.no_grad():
+        for bias, box in ((-1e3, (0, 0, 0, 0)), (1e3, (0, 0, 15 / 16, 15 / 16))):
+            made.masks.bias.fill_(bias)
+            torch.testing.assert_close(made(embedding, maps).boxes, (boxes + torch.tensor(box)) / 2)
+
+
+def test_fusions_share_the_skip_of_their_size() -> None:
+    """Deep maps first: B reads the last map, C and the fusions the others through one module."""
+    made, calls = generator(), []
+    for skip in made.skips:
+        skip.register_forward_pre_hook(lambda module, given: calls.append((module, given[0])))
+    embedding, maps = features()
+    made(embedding, maps)
+    assert [module for module, _ in calls] == [made.skips[0], *[made.skips[1]] * 3]
+    assert all(torch.equal(given, m) for (_, given), m in zip(calls, reversed(maps), strict=True))
+
+
+def test_prompts_of_the_generator() -> None:
+    """Whole pixels at the scale SAM sees; masks of 0 and 1 by nearest neighbours, or the logits; only tokens learn."""
+    masks = seeded(1, 2, 3, 16, 16).requires_grad_()
+    boxes = torch.tensor([0.1, 0.5, 0.99, 1.0]).expand(1, 2, 3, 4).clone().requires_grad_()
+    tokens = seeded(1, 2, 3, 32).requires_grad_()
+    made = generated_prompts(Auxiliary(masks, boxes, tokens), grid=2, scale=4, binary=True)
+    assert made.boxes[0, 0, 0].tolist() == [4, 32, 60, 64]
+    assert torch.equal(made.masks, (masks[..., ::2, ::2] > 0).float())
+    assert (made.masks.requires_grad, made.boxes.requires_grad, made.tokens.requires_grad) == (False, False, True)
+    soft = generated_prompts(Auxiliary(masks, boxes, tokens), grid=4, scale=4, binary=False)
+    assert torch.equal(soft.masks, masks)
+    assert soft.masks.requires_grad
+
+
+def truth() -> Tensor:
+    """``(1, 2, 2, 8, 8)``: slice 0 shows object 2, slice 1 nothing."""
+    masks = torch.zeros(1, 2, 2, 8, 8, dtype=torch.bool)
+    masks[0, 1, 0, 2:5, 1:7] = True
+    return masks
+
+
+def test_prompts_from_the_truth() -> None:
+    made = true_prompts(targets(truth()), 2, 4, grid=2, scale=2, with_masks=True)
+    assert made.boxes[0, :, 0].tolist() == [[0, 0, 14, 14], [2, 4, 12, 8], [0] * 4, [0] * 4]
+    assert made.boxes[0, :, 1].tolist() == [[0, 0, 14, 14], [0] * 4, [0] * 4, [0] * 4]
+    assert made.shown[0].T.tolist() == [[True, True, False, False], [True, False, False, False]]
+    assert torch.equal(made.masks[0, 1, 0], truth()[0, 1, 0].float())
+    assert not made.masks[0, 2:].any()
+    assert made.tokens is None
+    assert true_prompts(targets(truth()), 2, 4, grid=2, scale=2, with_masks=False).masks is None
+
+
+# -- decoder ----------------------------------------------------------------------------------------------------------
+
+
+def asked(batch: int = 2, queries: int = 4, depth: int = 3) -> Prompts:
+    corners = torch.rand(batch, queries, depth, 4, generator=torch.Generator().manual_seed(3)) * 64
+    masks = (seeded(batch, queries, depth, 16, 16, seed=4) > 0).float()
+    return Prompts(corners, masks, None, seeded(batch, queries, depth, 32, seed=5))
+
+
+def test_without_adapters_the_decoder_is_sam_with_one_token_more() -> None:
+    backbone = tiny()
+    decoder, prompts, embedding = Decoder(backbone, 3, 4, zero_init=True), asked(), seeded(2, 32, 3, 4, 4)
+    with torch.no_grad():
+        masks, classes = decoder(backbone, embedding, prompts)
+        assert masks.shape == (2, 4, 3, 16, 16)
+        assert classes.shape == (2, 4, 3, 5)
+        for b, q, t in ((0, 0, 0), (1, 2, 1), (0, 3, 2)):
+            given = backbone.embed_prompts(
+                torch.zeros(1, dtype=torch.int64),
+                boxes=prompts.boxes[b, q, t][None],
+                masks=prompts.masks[b, q, t][None, None],
+            )
+            token = (decoder.class_token + prompts.tokens[b, q, t])[None, None]
+            wanted, _ = backbone.model.mask_decoder(
+                image_embeddings=embedding[b, :, t][None],
+                image_positional_embeddings=backbone.image_pe,
+                sparse_prompt_embeddings=torch.cat([given.sparse, token], 1)[:, None],
+                dense_prompt_embeddings=given.dense,
+                multimask_output=False,
+            )
+            torch.testing.assert_close(masks[b, q, t], wanted[0, 0, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_queries_do_not_see_each_other() -> None:
+    backbone = tiny()
+    decoder, prompts, embedding = Decoder(backbone, 3, 4, zero_init=False), asked(), seeded(2, 32, 3, 4, 4)
+    boxes = prompts.boxes.clone()
+    boxes[0, 1, 2] += 9.0
+    other = Prompts(boxes, prompts.masks, None, prompts.tokens)
+    with torch.no_grad():
+        one, two = (decoder(backbone, embedding, given) for given in (prompts, other))
+        parts = [decoder(backbone, embedding, prompts.queries(start, start + 3)) for start in (0, 3)]
+    for before, after in zip(one, two, strict=True):
+        assert (before != after).flatten(3).any(3).nonzero().tolist() == [[0, 1, t] for t in range(3)]
+    for whole, part in zip(one, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(whole, torch.cat(part, 1), atol=1e-5, rtol=1e-4)
+
+
+def test_slots_without_a_mask_are_given_none() -> None:
+    backbone, prompts = tiny(), asked()
+    decoder = Decoder(backbone, 3, 4, zero_init=True)
+    shown = torch.zeros(2, 4, 3, dtype=torch.bool)
+    shown[0, 1] = True
+    sparse, dense = decoder.embed(backbone, Prompts(prompts.boxes, prompts.masks, shown))
+    assert sparse.shape == (8, 3, 2, 32)
+    none = backbone.dense_default()[0]
+    assert [not torch.equal(dense[n, t], none) for n in range(8) for t in range(3)] == shown.flatten().tolist()
+    assert torch.equal(decoder.embed(backbone, Prompts(prompts.boxes))[1][7, 2], none)
+
+
+@pytest.mark.parametrize(("small", "seen", "share"), [(16, 64, 1 / 16), (8, 16, 1 / 8)])
+def test_enlarging_and_shrinking_is_a_blur(small: int, seen: int, share: float) -> None:
+    masks = seeded(1, 2, 3, small, small)
+    flat = F.interpolate(masks[0], (seen, seen), mode="bilinear", align_corners=False)
+    wanted = F.interpolate(flat, (small, small), mode="bilinear", align_corners=False)[None]
+    torch.testing.assert_close(Enlarge(seen, small)(masks), wanted, atol=1e-5, rtol=0)
+    kernel = torch.tensor([share, 1 - 2 * share, share])
+    padded = F.pad(masks.flatten(1, 2), (1, 1, 1, 1), mode="replicate")
+    by_hand = F.conv2d(padded[0][:, None], (kernel[:, None] * kernel)[None, None])
+    torch.testing.assert_close(wanted.flatten(0, 2), by_hand[:, 0], atol=1e-5, rtol=0)
+
+
+def test_masks_at_the_size_of_the_patch() -> None:
+    masks = seeded(1, 2, 3, 16, 16)
+    assert Enlarge(64, 64)(masks).shape == (1, 2, 3, 64, 64)
+    flat = F.interpolate(masks[0], (64, 64), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(Enlarge(64, 64)(masks)[0], flat)
+    torch.testing.assert_close(Enlarge(64, 32)(masks)[0], F.interpolate(flat, (32, 32), mode="bilinear"))
+    assert OutputNetwork(2, 1)(masks).shape == (1, 2, 3, 32, 32)
+    assert count(OutputNetwork(24, 2)) == 116_056
+
+
+# -- scores -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("queries", "classes", "score"), [(8, 4, 0.8), (24, 9, 1.2), (24, 16, 0.70588)])
+def test_scores_of_a_network_that_knows_nothing(queries: int, classes: int, score: float) -> None:
+    output = Outputs(torch.zeros(2, queries, classes + 1), torch.zeros(2, queries, 3, 3), None, None, 2)
+    torch.testing.assert_close(class_scores(output), torch.full((1, classes, 2, 3, 3), score), atol=1e-5, rtol=0)
+
+
+def test_scores_are_bounded_and_add_up() -> None:
+    output = Outputs(3 * seeded(6, 5, 4), 3 * seeded(6, 5, 7, 8, seed=1), None, None, 3)
+    scores = class_scores(output)
+    assert scores.shape == (2, 3, 3, 7, 8)
+    assert scores.min() >= 0
+    assert scores.max() <= 5
+    sure = 1 - output.class_logits.softmax(-1)[..., -1]
+    total = (sure[..., None, None] * output.mask_logits.sigmoid()).sum(1)
+    torch.testing.assert_close(scores.sum(1).flatten(0, 1), total)
+    k, t = 2, 4  # slice 1 of patch 1
+    by_hand = sum(output.class_logits[t, q].softmax(-1)[k] * output.mask_logits[t, q].sigmoid() for q in range(5))
+    torch.testing.assert_close(scores[1, k, 1], by_hand)
