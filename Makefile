@@ -49,6 +49,7 @@ bench: $(TOOLS)
 	$(BIN)/python benchmarks/selective_scan.py
 	$(BIN)/python benchmarks/proxy_prompt_speed.py
 	$(BIN)/python benchmarks/hsam_speed.py
+	$(BIN)/python benchmarks/masksam_speed.py
 
 docs: $(TOOLS)
 	$(BIN)/python docs/generate.py
