@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from level_method import LEVELS, ORGANS, Levels, Prompted, segmenter
+from samsans import cli
+from samsans import config as configuration
 from samsans.data.grids import Grid
 from samsans.errors import InputError
 from samsans.inference.volumes import native_slices
 from samsans.types import ClassInfo, Volume
 from threshold_method import segmenter as slice_segmenter
+from volume_method import volume_set
 
 DISC_CUP = (ClassInfo("disc", 1, (1, 2)), ClassInfo("cup", 2, (2,)))
 
@@ -241,3 +244,45 @@ def test_windows_a_batch() -> None:
     model = segmenter(size=(26, 256, 256))
     model.preprocess = type("P", (), {"input_size": 256})()
     assert model.batch_size(None) == 1
+
+
+TINY = ("--backbone", "tiny", "--input-size", "32", "--train.pictures_every", "0", "--train.accelerator", "cpu")
+SMALL = (
+    "--model.widths",
+    "[8,8,8,8]",
+    "--model.fusions",
+    "0",
+    "--model.queries",
+    "4",
+    "--train.steps",
+    "2",
+    "--patches.size",
+    "[4,32,32]",
+)
+
+
+@pytest.mark.parametrize("prompts", ["generated", "gt"])
+def test_masksam_from_the_command_line(tmp_path: Path, prompts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run, out, report = volume_set(tmp_path / "data"), tmp_path / "run", tmp_path / "out", tmp_path / "report"
+    split = ("--split.val", "0.25", "--split.test", "0.25", "--model.prompts", prompts)
+    train = ("train", "masksam", data, "-o", run, "--preset", "scratch", *TINY, *SMALL, *split)
+    assert cli.main([str(a) for a in train]) == 0
+    planned = configuration.load(run / "config.yaml").patches
+    assert planned.size == [4, 32, 32]
+    assert planned.spacing == [3.0, 1.0, 1.0]
+    predict = ("predict", str(run), "-i", str(data), "-o", str(out), "--split", "test", "--device", "cpu")
+    assert cli.main([*predict, "--mirror", "--probabilities"]) == 0
+    options = json.loads((out / "manifest.json").read_text())["options"]
+    assert options["mirror"] is True
+    assert cli.main([*predict, "--no-mirror"]) == 2
+    assert "other weights, supports or options" in capsys.readouterr().err
+    (made,) = [path for path in out.rglob("*.nii.gz") if "probabilities" not in path.parts]
+    image = nibabel.load(next((data / "images").glob(made.name)))
+    assert nibabel.load(made).shape == image.shape
+    np.testing.assert_array_equal(nibabel.load(made).affine, image.affine)
+    soft = [np.asarray(nibabel.load(p).dataobj) for p in sorted((out / "probabilities").rglob("*.nii.gz"))]
+    assert len(soft) == 2
+    assert np.min(soft) >= 0
+    assert np.max(np.sum(soft, 0)) <= 1.001
+    assert cli.main(["evaluate", str(out), str(data), "-o", str(report)]) == 0
+    assert json.loads((report / "summary.json").read_text())["n"] == 1
