@@ -102,25 +102,24 @@ class Encoder(nn.Module):
     def block(self, backbone: Sam, layer: Any, space: nn.Module, mlp: nn.Module, x: Tensor) -> Tensor:
         """One block with its two adapters, ``(B T, g, g, width)`` to the same shape (section 5.2)."""
         side, window = x.shape[1], layer.window_size
-        read = layer.layer_norm1(x)
+        read, naive = layer.layer_norm1(x), backbone.attention == "naive"
         if self.unwindowed or not window:
-            seen = attend(layer, read, naive=backbone.attention == "naive")
+            seen = attend(layer.attn, read, window, naive)
             x = x + space(slices(seen, self.depth)).flatten(0, 1)
         else:
-            seen = attention(layer.attn, to_windows(read, None, window), 0)
+            seen = attend(layer.attn, to_windows(read, None, window), 0, naive)
             x = x + from_windows(space(slices(seen, self.depth)).flatten(0, 1), window, side, side)
         read = layer.layer_norm2(x)
         return x + layer.mlp(read) + SCALE * mlp(slices(read, self.depth)).flatten(0, 1)
 
 
-def attend(layer: Any, x: Tensor, naive: bool) -> Tensor:
-    """Attention of a block, in its windows, ``(B, g, g, width)`` to the same shape; naive: the library's own."""
+def attend(attn: Any, x: Tensor, window: int, naive: bool) -> Tensor:
+    """Attention in windows, unless ``window`` is 0: ``(B, h, w, width)`` to the same shape.  naive: the library's own."""
     if not naive:
-        return attention(layer.attn, x, layer.window_size)
-    if not layer.window_size:
-        return layer.attn(x)[0]
-    windows, padded = layer.window_partition(x, layer.window_size)
-    return layer.window_unpartition(layer.attn(windows)[0], layer.window_size, padded, x.shape[1:3])
+        return attention(attn, x, window)
+    if not window:
+        return attn(x)[0]
+    return from_windows(attn(to_windows(x, None, window))[0], window, *x.shape[1:3])
 
 
 def read_blocks(blocks: int, whole: tuple[int, ...]) -> tuple[int, ...]:
