@@ -114,7 +114,7 @@ class Encoder(nn.Module):
 
 
 def attend(attn: Any, x: Tensor, window: int, naive: bool) -> Tensor:
-    """Attention in windows, unless ``window`` is 0: ``(B, h, w, width)`` to the same shape.  naive: the library's own."""
+    """Attention in windows, unless ``window`` is 0, of ``(B, h, w, width)``, same shape; naive: the library's own."""
     if not naive:
         return attention(attn, x, window)
     if not window:
