@@ -141,11 +141,12 @@ def normalize(array: np.ndarray, patches: PatchConfig) -> np.ndarray:
     """``(C, D, H, W)`` float32 from ``(D, H, W, C)`` in native values, as ``patches.intensity`` says.
 
     zscore: less the mean of the volume, by its deviation.  ct: clipped, less mean and by deviation of the statistics.
+    Values that are not finite count as the lowest one that is.  Raises InputError where none is.
     """
     out = np.empty((array.shape[3], *array.shape[:3]), np.float32)
     if patches.intensity == "zscore":
         for c, channel in enumerate(out):
-            channel[...] = array[..., c]
+            channel[...] = _finite(array[..., c])
             mean, deviation = channel.mean(dtype=np.float64), channel.std(dtype=np.float64)
             channel -= mean
             channel /= max(deviation, 1e-8)
@@ -158,10 +159,20 @@ def normalize(array: np.ndarray, patches: PatchConfig) -> np.ndarray:
         )
     for c, channel in enumerate(out):
         low, high, mean, deviation = known[4 * c : 4 * c + 4]
-        np.clip(array[..., c], low, high, out=channel, casting="unsafe")
+        np.clip(_finite(array[..., c]), low, high, out=channel, casting="unsafe")
         channel -= mean
         channel /= max(deviation, 1e-8)
     return out
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """The same values, those that are not finite replaced by the lowest one that is."""
+    there = np.isfinite(values)
+    if there.all():
+        return values
+    if not there.any():
+        raise InputError("the image has no finite value")
+    return np.where(there, values, values[there].min())
 
 
 def label_map(labels: np.ndarray, classes: Sequence[ClassInfo]) -> np.ndarray:
