@@ -238,6 +238,21 @@ def test_what_cannot_be_shown() -> None:
         segmenter().predict(Volume(np.zeros((3, 4, 4, 2), np.float32)))
 
 
+@pytest.mark.parametrize("intensity", ["ct", "zscore"])
+def test_voxels_that_are_not_finite_spoil_no_others(intensity: str) -> None:
+    image = blobs((3, 8, 8))
+    holes = np.zeros(image.shape, bool)
+    holes[0, 0, :3] = True
+    broken = np.where(holes, np.array([np.nan, np.inf, -np.inf])[np.arange(8) % 3], image)
+    filled = np.where(holes, image[~holes].min(), image)
+    model = segmenter(intensity=intensity)
+    made, wanted = (model.predict(volume(v.astype(np.float32))).labels for v in (broken, filled))
+    np.testing.assert_array_equal(made, wanted)
+    assert len(np.unique(wanted)) > 1
+    with pytest.raises(InputError, match="no finite value"):
+        model.predict(volume(np.full((3, 8, 8), np.nan, np.float32)))
+
+
 def test_windows_a_batch() -> None:
     assert segmenter().batch_size(None) == 16
     assert segmenter(size=(9, 512, 512)).batch_size(7) == 7
