@@ -60,6 +60,14 @@ def test_via_of_the_recipe_is_no_departure(finished: Path) -> None:
     assert obstacles(finished, config.load("samed_synapse"), TRAINED | {"backbone": {"via": 224}}, TEST) == []
 
 
+def test_mirroring_is_part_of_a_volumetric_recipe(finished: Path) -> None:
+    meant = config.load("masksam_acdc")
+    test = protocols.load(meant.split.protocol or "").test
+    assert obstacles(finished, meant, TRAINED | {"options": {"mirror": True}}, test) == []
+    (found,) = obstacles(finished, meant, TRAINED | {"options": {"mirror": False}}, test)
+    assert found == "Predicted otherwise than the recipe: mirror: True -> False."
+
+
 def test_stopped_early(tmp_path: Path) -> None:
     meant = config.load("hsam_synapse")
     assert obstacles(tmp_path, meant, TRAINED, TEST) == ["The training stopped before its end: it is not finished."]

@@ -52,6 +52,8 @@ def _predicted_otherwise(config: RunConfig, manifest: Mapping[str, Any]) -> list
     meant: dict[str, Any] = {"view": own, "largest_component": False}
     if options.get("objects") is not None and config.data.classes is not None:
         told["objects"], meant["objects"] = sorted(options["objects"]), sorted(config.data.classes)
+    if "mirror" in options:  # methods that see volumes
+        told["mirror"], meant["mirror"] = options["mirror"], config.patches.mirror
     via = config.backbone.via if config.backbone.via_predict is None else config.backbone.via_predict
     heads = {"slice_axis": config.data.slice_axis, "precision": "fp32"}
     told |= {key: manifest.get(key, value) for key, value in heads.items()}
