@@ -121,7 +121,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "augment": {"rotate": 15.0, "scale": 0.1, "shift": 0.05, "intensity": 0.1},
         "patches": {"per_epoch": 50},
         "train": {
-            "batch_size": 1,
+            "batch_size": 2,
             "optimizer": "adamw",
             "lr": 1e-3,
             "weight_decay": 0.01,
@@ -131,10 +131,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {
             "queries": 8,
             "output_cnn": False,
-            "widths": [32, 32, 32],
+            "widths": [32, 32, 16],
             "fusions": 1,
             "zero_init": True,
-            "matching": {"points": 4096},
+            "matching": {"points": 2048},
         },
     },
 }
