@@ -32,8 +32,8 @@ def import_released(
     input_size: int | None = None,
     classes: Sequence[str] = (),
     window: Sequence[float] | None = None,
-    say: Callable[[str], None] | None = None,
     names: Mapping[str, str | None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Write the run folder of a released checkpoint: ``config.yaml``, ``classes.json``, ``model/last.safetensors``.
 
@@ -46,8 +46,8 @@ def import_released(
         classes: Names of the objects in the order of the classes; by default those of Synapse where there are eight.
         window: Intensities [low, high] shown as black and white; by default Synapse's -125 to 275 HU where its objects
             are, else each volume's own percentiles.
-        say: Told each thing that is assumed, since the file does not tell it.
         names: Rows of the table of names tried first, see ``samsans.methods.hsam.released``.
+        say: Told each thing that is assumed, since the file does not tell it.
 
     Returns:
         The run folder.
@@ -69,11 +69,11 @@ def import_released(
             f"{objects}, in the order of its classes, without background",
             "Name them: --classes NAME ...",
         )
+    infos = named_classes({name: [value] for value, name in enumerate(SYNAPSE if synapse else classes, 1)})
     if synapse and say is not None:
         say(f"assumed: the eight objects are Synapse's, {', '.join(SYNAPSE)}; if not, name yours: --classes NAME ...")
         if not window:
             say("assumed: intensities in HU, shown from {:g} to {:g}; if not, give --window LOW HIGH".format(*WINDOW))
-    infos = named_classes({name: [value] for value, name in enumerate(SYNAPSE if synapse else classes, 1)})
     if input_size is None and found.positions is None:
         raise InputError(
             f"{checkpoint} does not tell its input side", "weights of CMAttn, or the side", "Give it: --input-size 512"

@@ -80,7 +80,8 @@ def check(config: HsamConfig) -> None:
         "stage1_start": config.stage1_start,
     }
     epochs = config.weight_epochs
-    rules = [("stages", config.stages, config.stages in (1, 2), "1 or 2")]
+    rules: list[tuple[str, float | None, bool, str]] = []
+    rules += [("stages", config.stages, config.stages in (1, 2), "1 or 2")]
     rules += [(name, value, 0 <= value < math.inf, "0 or more") for name, value in numbers.items()]
     rules += [(name, value, 0 <= value < 1, "0 or more, and less than 1") for name, value in shares.items()]
     rules += [("stage1_decay", config.stage1_decay, 0 < config.stage1_decay <= 1, "more than 0, and at most 1")]
