@@ -286,6 +286,14 @@ def test_slices_become_volumes(tmp_path: Path) -> None:
     assert found.read_labels(found.cases[0]).array[:, 0, 0].tolist() == [0, 0, 1]
 
 
+def test_further_groups_divide_a_stack(tmp_path: Path) -> None:
+    for number in ("10", "11", "20", "21"):
+        png(tmp_path / f"images/a-{number}.png", np.full((4, 5), int(number), np.uint8))
+    found = find(tmp_path, volume=r"(\w)-(\d(\d))")
+    assert [(c.id, c.patient) for c in found.cases] == [("a-0", "a"), ("a-1", "a")]
+    assert found.read_image(found.cases[1]).array[:, 0, 0, 0].tolist() == [11, 21]
+
+
 def test_a_stack_with_some_masks_only_counts_as_unlabelled(tmp_path: Path) -> None:
     for number in range(3):
         png(tmp_path / "images" / f"a-{number}.png", picture(number))

@@ -19,7 +19,7 @@ class DataConfig:
             ``{parent}/{stem}_1stHO.png``.
         patient: Regular expression searched in the case id; its first group (else the match) names the patient.
         volume: Regular expression whose first group names a volume and second the slice number: files that share the
-            first group become one stack.
+            first group (and further ones, e.g. a phase) become one stack.
         classes: Object names with the mask values that belong to each, e.g. ``{disc: [1, 2], cup: [2]}``; null infers.
         spacing: Voxel size (z, y, x) in mm of files that state none.
         window: Intensities [low, high] shown to the model; null: 8-bit images as they are, others by percentiles 1-99.

@@ -223,9 +223,13 @@ def _cases(found: Found, config: DataConfig) -> tuple[tuple[Case, ...], dict[str
 
 
 def _stack(pairs: Sequence[Pair], pattern: re.Pattern[str] | None) -> tuple[list[tuple[Pair, bool]], str]:
-    """Files that share the first group of ``pattern`` as one volume, in order of the number in its second group."""
+    """Files that share the first group of ``pattern`` as one volume, in order of the number in its second group.
+
+    Further groups divide what the first one names, e.g. the frames of a heart by their phase.
+    """
     assert pattern is not None
     volumes: dict[str, list[tuple[int, Pair]]] = {}
+    whole: dict[str, str] = {}
     for pair in pairs:
         hit = pattern.search(pair.id)
         if hit is None or not hit[2].isdigit():
@@ -233,7 +237,9 @@ def _stack(pairs: Sequence[Pair], pattern: re.Pattern[str] | None) -> tuple[list
                 f"{pair.id!r} has no volume and slice number by {pattern.pattern!r}",
                 "data.volume with two groups, the second a whole number, that match every image",
             )
-        volumes.setdefault(hit[1], []).append((int(hit[2]), pair))
+        name = "-".join(hit.group(1, *range(3, pattern.groups + 1)))
+        whole[name] = hit[1]
+        volumes.setdefault(name, []).append((int(hit[2]), pair))
     out, partly = [], []
     for name, numbered in volumes.items():
         numbered.sort(key=lambda item: item[0])
@@ -248,7 +254,7 @@ def _stack(pairs: Sequence[Pair], pattern: re.Pattern[str] | None) -> tuple[list
         labels = tuple(p.labels[r] for r in range(raters) for p in ordered)
         patient = _shared(name, "patients", {p.patient for p in ordered if p.patient is not None})
         habit = {p.likely for p in ordered}
-        likely = habit.pop() if len(habit) == 1 else None
+        likely = whole[name] if pattern.groups > 2 else habit.pop() if len(habit) == 1 else None
         part = _shared(name, "parts of the split", {p.part for p in ordered if p.part is not None})
         out.append((Pair(name, images, labels, patient, part, likely), True))
     note = f"{len(partly)} stacks have masks on some slices only and count as unlabelled: {', '.join(partly[:5])}"
