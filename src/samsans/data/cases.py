@@ -237,7 +237,7 @@ def _stack(pairs: Sequence[Pair], pattern: re.Pattern[str] | None) -> tuple[list
                 f"{pair.id!r} has no volume and slice number by {pattern.pattern!r}",
                 "data.volume with two groups, the second a whole number, that match every image",
             )
-        name = "-".join(hit.group(1, *range(3, pattern.groups + 1)))
+        name = "-".join((hit[1], *hit.groups()[2:]))
         whole[name] = hit[1]
         volumes.setdefault(name, []).append((int(hit[2]), pair))
     out, partly = [], []
