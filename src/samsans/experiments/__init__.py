@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 EXPERIMENTS = {
     "controls": "samsans.experiments.controls:controls",
     "stages": "samsans.experiments.stages:stages",
+    "mirroring": "samsans.experiments.mirroring:mirroring",
+    "prompts": "samsans.experiments.prompts:prompts",
 }
 
 

@@ -25,7 +25,8 @@ class Method(Protocol):
     training slices are background and each object; ``schedule(epoch, used)``: called before every training step with
     the epochs passed (a float) and the used share of the run, for losses that change; and ``views``: names of
     other answers, those of its stages beginning with ``stage``, one of which ``predict(batch, support, view=name)``
-    then gives instead.
+    then gives instead.  One that prompts itself may have ``explain(batch)``: the ``Outputs`` of MaskSAM, prompts
+    included.
 
     Where ``needs.exclusive`` is true, logits are relative to background: ``Z_k - Z_0`` of a softmax over the N + 1
     classes.

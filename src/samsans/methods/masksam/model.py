@@ -153,6 +153,13 @@ class MaskSam(nn.Module):
         """``(B, N + 1, T, H, W)`` float32 scores of the classes, background first, between 0 and Q."""
         return class_scores(self(batch))
 
+    @torch.no_grad()
+    def explain(self, batch: Batch) -> Outputs:
+        """What every query was prompted with and answers; ``InputError`` where prompts come from the truth."""
+        if self.generator is None:
+            raise InputError("prompts from the true masks", "a run that makes its own (model.prompts generated)")
+        return self(batch)
+
 
 def _by_slice(x: Tensor) -> Tensor:
     """``(B, Q, T, ...)`` as ``(B T, Q, ...)``."""

@@ -1,0 +1,183 @@
+"""Several answers of one run side by side: its views, or the same with and without mirroring.
+
+The held-out cases are segmented once for each answer and scored alike, so that a column differs from the next by the
+answer alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io as text
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from samsans import io
+from samsans.config import DataConfig
+from samsans.data.cases import find_cases
+from samsans.errors import InputError
+from samsans.experiments import held_out
+from samsans.metrics import matching, panels
+from samsans.metrics.evaluate import Summary, evaluate
+from samsans.metrics.pictures import Plate
+from samsans.types import Case, Progress
+
+if TYPE_CHECKING:
+    from samsans.inference import Segmenter
+
+SHOWN = {"dice": ("Dice", 3), "hd95_mm": ("HD95", 2)}
+TIMED = ("read", "model", "restore")  # from the file to the label map, without writing it
+
+Scores = Mapping[str, Mapping[str, Summary]]
+
+
+def side_by_side(
+    name: str,
+    heading: str,
+    answers: Mapping[str, Mapping[str, Any]],
+    own: str,
+    segmenter: Segmenter,
+    data: DataConfig,
+    run_folder: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    part: Literal["val", "test"] | None = None,
+    convention: str = "default",
+    on_progress: Callable[[Progress], None] | None = None,
+) -> str:
+    """Segment a run's held-out cases once an answer, score them by the default convention and by ``convention``.
+
+    Writes ``NAME.csv``, ``NAME.json``, ``NAME.md`` and ``panels.png``; the label maps are in ``masks/ANSWER``, a
+    report for each table in ``reports/CONVENTION/ANSWER``.
+
+    Args:
+        name: Of the files.
+        heading: What the answers are called in them.
+        answers: Options of ``Segmenter.predict_folder`` by answer, in the order of the columns.
+        own: The answer that the run gives unasked; the panels are ranked by it.
+        segmenter: The run, loaded.
+        data: The data set the run was trained on.
+        run_folder: The run.
+        out: Folder to write.
+        seed: Of the draw of support pairs and of the intervals.
+        limit: Evaluate at most this many held-out cases.
+        part: Which held-out part; by default ``test``, or ``val`` where nobody is in it.
+        convention: A further table by this convention.
+        on_progress: Called after every answer.
+
+    Returns:
+        The tables as text: Dice and HD95 of every class and seconds a case, one column an answer.
+
+    Raises:
+        InputError: the run holds nobody out, or a case cannot be segmented.
+    """
+    known = {c.name: list(c.values) for c in segmenter.classes}
+    dataset = find_cases(replace(data, classes=data.classes or known))
+    dataset = replace(dataset, cases=tuple(held_out(dataset, run_folder, part, limit)))
+    rules = list(dict.fromkeys(["default", convention]))
+    found: dict[str, dict[str, Summary]] = {rule: {} for rule in rules}
+    folders = {answer: out / "masks" / answer for answer in answers}
+    seconds: dict[str, float] = {}
+    for done, (answer, folder) in enumerate(folders.items(), start=1):
+        manifest = segmenter.predict_folder(dataset, folder, **answers[answer], seed=seed, overwrite=True)
+        if manifest.failures:
+            raise InputError(f"cases that cannot be segmented: {manifest.failures}", "images that can be read")
+        seconds[answer] = sum(manifest.seconds[part] for part in TIMED) / len(dataset.cases)
+        for rule in rules:
+            found[rule][answer] = evaluate(
+                folder,
+                dataset.cases,
+                out / "reports" / rule / answer,
+                convention=rule,
+                classes=dataset.classes,
+                seed=seed,
+                slice_axis=segmenter.config.data.slice_axis,
+            )
+        if on_progress is not None:
+            on_progress(Progress(done, len(folders), answer))
+    with io.atomic_path(out / panels.FILE) as temporary:
+        temporary.write_bytes(_panels(found["default"], dataset.cases, folders, own, segmenter).png)
+    rows = _rows(found, heading, seconds)
+    ids = [c.id for c in dataset.cases]
+    io.write_text(out / f"{name}.csv", _csv(rows))
+    io.write_json(out / f"{name}.json", {"run": str(run_folder), "cases": ids, "rows": rows})
+    tables = (_markdown(rule, summaries, seconds) for rule, summaries in found.items())
+    io.write_text(out / f"{name}.md", "\n\n".join(tables) + "\n")
+    return "\n\n".join(_text(rule, summaries, seconds) for rule, summaries in found.items())
+
+
+def _panels(
+    found: Mapping[str, Summary], cases: Sequence[Case], folders: Mapping[str, Path], own: str, segmenter: Segmenter
+) -> Plate:
+    """Best, median and worst case by the run's own answer, with the label maps of all answers."""
+    folder = folders[own]
+    pairs = matching.match(folder, cases).pairs
+    objects = matching.read_classes(folder)
+    assert objects is not None  # predict_folder wrote them
+
+    def drawn(pair: matching.Pair) -> dict[str, np.ndarray]:
+        name = pair.prediction.relative_to(folder)
+        return {answer: io.read_labels(other / name).array for answer, other in folders.items()}
+
+    return panels.plate(found[own], pairs, objects, drawn, slice_axis=segmenter.config.data.slice_axis)
+
+
+def _cells(summaries: Mapping[str, Summary], metric: str) -> dict[str, list[float | None]]:
+    """One number an answer, for every class and the mean over them."""
+    first = next(iter(summaries.values()))
+    table = {name: [summary.classes[name][metric] for summary in summaries.values()] for name in first.classes}
+    return table | {"mean": [summary.mean[metric] for summary in summaries.values()]}
+
+
+def _rows(found: Scores, heading: str, seconds: Mapping[str, float]) -> list[dict[str, Any]]:
+    """A row for every convention, answer and class; seconds a case with those of the mean."""
+    rows = []
+    for convention, summaries in found.items():
+        for answer, summary in summaries.items():
+            for name, scores in [*summary.classes.items(), ("mean", {**summary.mean, "n": summary.n})]:
+                row = {"convention": convention, heading: answer, "class": name, "n": scores["n"]}
+                row |= {"dice": scores["dice"], "hd95": scores["hd95_mm"], "unit": summary.unit}
+                rows.append(row | {"seconds": round(seconds[answer], 4) if name == "mean" else None})
+    return rows
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    buffer = text.StringIO()
+    writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+    return buffer.getvalue()
+
+
+def _text(convention: str, summaries: Mapping[str, Summary], seconds: Mapping[str, float]) -> str:
+    first = next(iter(summaries.values()))
+    lines = [f"{first.n} samples, convention {convention}"]
+    for metric, (title, digits) in SHOWN.items():
+        unit = f" [{first.unit}]" if metric == "hd95_mm" else ""
+        lines += ["", f"{title + unit:16}" + "".join(f"{answer:>12}" for answer in summaries)]
+        for name, numbers in _cells(summaries, metric).items():
+            lines.append(f"{name:16}" + "".join(f"{_number(value, digits):>12}" for value in numbers))
+    lines += ["", f"{'seconds a case':16}" + "".join(f"{seconds[answer]:>12.2f}" for answer in summaries)]
+    return "\n".join(lines)
+
+
+def _markdown(convention: str, summaries: Mapping[str, Summary], seconds: Mapping[str, float]) -> str:
+    first = next(iter(summaries.values()))
+    heads = [f"{title} {answer}" for title, _ in SHOWN.values() for answer in summaries]
+    times = ", ".join(f"{answer} {seconds[answer]:.2f}" for answer in summaries)
+    lines = [f"{first.n} samples, convention `{convention}`, distances in {first.unit}; seconds a case: {times}.", ""]
+    lines += ["| class | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    cells = {metric: _cells(summaries, metric) for metric in SHOWN}
+    for name in cells["dice"]:
+        numbers = [_number(value, digits) for metric, (_, digits) in SHOWN.items() for value in cells[metric][name]]
+        lines.append(f"| {name} | " + " | ".join(numbers) + " |")
+    return "\n".join(lines)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
