@@ -357,14 +357,7 @@ def _experiment(argv: list[str]) -> int:
     from samsans import experiments
 
     parser = _parser("experiment")
-    parser.add_argument("name", choices=list(experiments.EXPERIMENTS))
-    parser.add_argument("folder", type=str, metavar="DATA", help="folder or CSV of images with masks")
-    parser.add_argument("--run", type=str, required=True, help="folder that train wrote")
-    parser.add_argument("-o", "--out", type=str, required=True, help="folder for the table and the figure")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--limit", type=int, help="evaluate at most this many images")
-    parser.add_argument("--split", choices=["val", "test"], help="which held-out part of the run (test, else val)")
-    parser.add_argument("--convention", default="default", help="also score by this convention")
+    experiments.add_arguments(parser)
     _data_options(parser)
     args = _parse(parser, argv)
     from samsans.display import Display
@@ -380,6 +373,7 @@ def _experiment(argv: list[str]) -> int:
             part=args.split,
             convention=args.convention,
             on_progress=display.step,
+            **{option: args[option] for options in experiments.OWN_OPTIONS.values() for option in options},
         )
     print(table)
     return 0

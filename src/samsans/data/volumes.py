@@ -293,10 +293,11 @@ def _survey(dataset: Dataset, case: Case, slice_axis: SliceAxis | int, channels:
     if len(inside) > SAMPLED:
         inside = inside[np.linspace(0, len(inside) - 1, SAMPLED).round().astype(np.int64)]
     sample = image.reshape(-1, image.shape[-1])[inside].astype(np.float32)
-    return _Survey(orientation.spacing, shape, _hounsfield(image), sample)
+    return _Survey(orientation.spacing, shape, hounsfield(image), sample)
 
 
-def _hounsfield(image: np.ndarray) -> bool:
+def hounsfield(image: np.ndarray) -> bool:
+    """Whether the values look like Hounsfield units: whole, signed, and as low as air."""
     if image.dtype.kind == "u" or image.min() >= HOUNSFIELD:
         return False
     return image.dtype.kind == "i" or bool((image == np.rint(image)).all())

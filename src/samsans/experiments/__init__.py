@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from samsans.config import DataConfig
 from samsans.errors import InputError
@@ -17,9 +17,26 @@ if TYPE_CHECKING:
 EXPERIMENTS = {
     "controls": "samsans.experiments.controls:controls",
     "stages": "samsans.experiments.stages:stages",
+    "nnunet": "samsans.experiments.nnunet:nnunet",
     "mirroring": "samsans.experiments.mirroring:mirroring",
     "prompts": "samsans.experiments.prompts:prompts",
 }
+OWN_OPTIONS = {"nnunet": ("python", "minutes", "mirror")}  # which only some experiments take
+
+
+def add_arguments(parser: Any) -> None:
+    """What ``samsans experiment`` takes beside the data set's own options."""
+    parser.add_argument("name", choices=list(EXPERIMENTS))
+    parser.add_argument("folder", type=str, metavar="DATA", help="folder or CSV of images with masks")
+    parser.add_argument("--run", type=str, required=True, help="folder that train wrote")
+    parser.add_argument("-o", "--out", type=str, required=True, help="folder for the table and the figure")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--limit", type=int, help="evaluate at most this many images")
+    parser.add_argument("--split", choices=["val", "test"], help="which held-out part of the run (test, else val)")
+    parser.add_argument("--convention", default="default", help="also score by this convention")
+    parser.add_argument("--python", type=str, metavar="PATH", help="nnunet: the Python of nnU-Net's environment")
+    parser.add_argument("--minutes", type=float, help="nnunet: training time (the run's train.minutes)")
+    parser.add_argument("--mirror", action="store_true", default=None, help="nnunet: predict with mean over mirrorings")
 
 
 def run(
@@ -33,6 +50,7 @@ def run(
     part: Literal["val", "test"] | None = None,
     convention: str = "default",
     on_progress: Callable[[Progress], None] | None = None,
+    **own: Any,
 ) -> str:
     """Run the experiment ``name`` of a trained run on a data set; writes into ``out`` and returns its table as text.
 
@@ -46,11 +64,16 @@ def run(
         part: Which held-out part of the run; by default ``test``, or ``val`` where nobody is in it.
         convention: Name of a convention of ``samsans.metrics.conventions``.
         on_progress: Called with a ``Progress``.
+        own: Options that only some experiments take, see ``OWN_OPTIONS``; ``None`` is not given.
     """
+    given = {option: value for option, value in own.items() if value is not None}
+    for option in given.keys() - OWN_OPTIONS.get(name, ()):
+        takers = [other for other, options in OWN_OPTIONS.items() if option in options]
+        raise InputError(f"--{option} for the experiment {name}", f"it with {' or '.join(takers)} alone")
     module, _, function = EXPERIMENTS[name].partition(":")
     experiment = getattr(importlib.import_module(module), function)
     options = {"seed": seed, "limit": limit, "part": part, "convention": convention, "on_progress": on_progress}
-    return experiment(data, run_folder, out, **options)
+    return experiment(data, run_folder, out, **options, **given)
 
 
 def held_out(dataset: Dataset, run_folder: Path, part: Literal["val", "test"] | None, limit: int | None) -> list[Case]:
