@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 
 from samsans.backbones import load_backbone
 from samsans.backbones.sam import LoadReport, Sam, build_network, tie_positions
+from samsans.backbones.start import initialise
 from samsans.config import BackboneConfig
 from samsans.errors import InputError
 from samsans.methods.masksam.adapters import Adapter, DConv, DMlp
@@ -33,7 +36,7 @@ from samsans.methods.masksam.prompt_generator import (
     true_prompts,
 )
 from samsans.types import Batch
-from samsans.zoo import VIT_B, VIT_H
+from samsans.zoo import TINY, VIT_B, VIT_H
 
 ACDC = MaskSamConfig(queries=8, upsample=2, output_cnn=False, stem=16, widths=[128, 128], fusions=2)
 LAYOUTS: dict[str, tuple[Any, int, int, int, MaskSamConfig]] = {  # network, side SAM sees, slices, objects
@@ -244,6 +247,26 @@ def test_neighbours_in_depth_are_neighbours_unless_as_released() -> None:
     assert differ[True][5, 0, 0]
     assert differ[False].flatten(1).any(1).tolist() == [False, False, False, True, True, False]
     assert differ[False][3].nonzero().tolist() == [[3, 3]]  # in the last window of the slice before
+
+
+@torch.no_grad()
+def test_only_maps_that_are_read_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 32 blocks the published networks read four; the others' outputs are gone when the next block is through."""
+    network = initialise(build_network(replace(TINY, depth=5), 64), seed=0)
+    backbone = Sam(network, name="five blocks", from_scratch=True, report=LoadReport("", 0))
+    encoder = Encoder(backbone, 3, unwindowed=True, zero_init=True)
+    encoder.kept = (1, 1, 4, 4)
+    block, made, alive = encoder.block, list[weakref.ref[Tensor]](), list[int]()
+
+    def watched(*args: Any) -> Tensor:
+        out = block(*args)
+        made.append(weakref.ref(out))
+        alive.append(sum(output() is not None for output in made))
+        return out
+
+    monkeypatch.setattr(encoder, "block", watched)
+    encoder(backbone, seeded(1, 3, 3, 64, 64))
+    assert alive == [1, 2, 2, 3, 3]  # what a block reads and makes, and the second
 
 
 @pytest.mark.parametrize(("doublings", "parameters"), [(0, 897), (2, 33_945)])

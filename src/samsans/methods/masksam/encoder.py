@@ -89,13 +89,14 @@ class Encoder(nn.Module):
         vision = backbone.model.vision_encoder
         x = vision.patch_embed(images.transpose(1, 2).flatten(0, 1)) + vision.pos_embed
         x = (slices(x, self.depth) + self.slice_embedding[:, :, None, None]).flatten(0, 1)
-        outputs = []
-        for layer, space, mlp in zip(vision.layers, self.space, self.mlp, strict=True):
+        outputs: dict[int, Tensor] = {}  # of the blocks that are read; without gradients, no others stay in memory
+        for index, (layer, space, mlp) in enumerate(zip(vision.layers, self.space, self.mlp, strict=True)):
             if backbone.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self.block, backbone, layer, space, mlp, x, use_reentrant=False)
             else:
                 x = self.block(backbone, layer, space, mlp, x)
-            outputs.append(x)
+            if index in self.kept:
+                outputs[index] = x
         maps = tuple(slices(outputs[block], self.depth).movedim(-1, 1) for block in self.kept)
         return slices(vision.neck(x), self.depth).transpose(1, 2), maps
 
