@@ -62,9 +62,9 @@ class Decoder(nn.Module):
         if prompts.tokens is not None:
             added = added + prompts.tokens.flatten(0, 1)[:, :, None]
         tokens = torch.cat([fixed.expand(batch * queries, depth, -1, -1), sparse, added], 2)
-        image = embedding.transpose(1, 2)[:, None].expand(-1, queries, -1, -1, -1, -1).flatten(0, 1) + dense
-        places = (backbone.image_pe + self.slice_embedding)[None]
-        tokens, image = self.two_way(decoder.transformer, tokens, flat(image), flat(places))
+        image = flat(embedding.transpose(1, 2)).contiguous()[:, None] + flat(dense).unflatten(0, (batch, queries))
+        places = flat((backbone.image_pe + self.slice_embedding)[None])
+        tokens, image = self.two_way(decoder.transformer, tokens, image.flatten(0, 1), places)
         masks = single_mask(decoder, tokens[:, :, 1], image.unflatten(2, (backbone.grid, -1)))
         return masks.unflatten(0, (batch, queries)), self.classes(tokens[:, :, -1]).unflatten(0, (batch, queries))
 
