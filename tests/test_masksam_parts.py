@@ -22,7 +22,7 @@ from samsans.errors import InputError
 from samsans.methods.masksam.adapters import Adapter, DConv, DMlp
 from samsans.methods.masksam.config import MaskSamConfig
 from samsans.methods.masksam.decoder import Decoder, Enlarge, OutputNetwork
-from samsans.methods.masksam.encoder import Encoder, Stem, read_blocks
+from samsans.methods.masksam.encoder import Conv3d, Encoder, Stem, read_blocks
 from samsans.methods.masksam.matching import targets
 from samsans.methods.masksam.model import MaskSam
 from samsans.methods.masksam.outputs import Outputs, class_scores
@@ -267,6 +267,26 @@ def test_only_maps_that_are_read_stay_in_memory(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(encoder, "block", watched)
     encoder(backbone, seeded(1, 3, 3, 64, 64))
     assert alive == [1, 2, 2, 3, 3]  # what a block reads and makes, and the second
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3), (3, 5, 1)])
+@pytest.mark.parametrize("shape", [(1, 2, 3, 4, 6), (1, 2, 1, 5, 4), (1, 2, 2, 1, 3), (2, 2, 3, 5, 4)])
+def test_convolutions_of_one_patch_are_those_of_pytorch(kernel: tuple[int, int, int], shape: tuple[int, ...]) -> None:
+    layer, x = Conv3d(2, 4, kernel).double(), seeded(*shape).double().requires_grad_()
+    plain = nn.Conv3d.forward(layer, x)
+    torch.testing.assert_close(layer(x), plain)
+    weights = seeded(*plain.shape, seed=1).double()
+    wanted, grads = (torch.autograd.grad((y * weights).sum(), [x, *layer.parameters()]) for y in (plain, layer(x)))
+    torch.testing.assert_close(grads, wanted)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a PyTorch without oneDNN")
+def test_one_patch_on_a_cpu_is_not_convolved_by_the_slow_kernel() -> None:
+    generator = PromptGenerator(32, 24, [16, 16, 8], 1, 4)
+    with torch.no_grad(), torch.profiler.profile(acc_events=True) as profile:
+        generator(seeded(1, 32, 4, 4, 4), [seeded(1, 24, 4, 4, 4)] * 4)
+    slow = [event.name for event in profile.events() if event.name == "aten::slow_conv3d_forward"]
+    assert len(slow) <= 2  # heads of 1 x 1 x 1
 
 
 @pytest.mark.parametrize(("doublings", "parameters"), [(0, 897), (2, 33_945)])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samsans.methods.masksam.adapters import DConv, DMlp
-from samsans.methods.masksam.encoder import SCALE, ConvBlock, doubling
+from samsans.methods.masksam.encoder import SCALE, Conv3d, ConvBlock, doubling
 from samsans.methods.masksam.prompt_generator import Prompts
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class OutputNetwork(nn.Sequential):
 
     def __init__(self, queries: int, doublings: int) -> None:
         steps = [doubling(MIXED, MIXED) for _ in range(doublings)]
-        super().__init__(ConvBlock(queries, MIXED), *steps, nn.Conv3d(MIXED, queries, 3, padding=1))
+        super().__init__(ConvBlock(queries, MIXED), *steps, Conv3d(MIXED, queries))
 
 
 class Enlarge(nn.Module):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from samsans.backbones.attention import attention, from_windows, to_windows
@@ -15,19 +16,37 @@ if TYPE_CHECKING:
     from samsans.backbones.sam import Sam
 
 SCALE = 0.5  # of an adapter beside an MLP, in encoder and decoder
+SLOW = 20480  # channels times slices times rows, up to which PyTorch is slow on one patch
 MAPS = 4  # feature maps that the prompt generator reads
+
+
+class Conv3d(nn.Conv3d):
+    """3D convolution of odd kernel, sizes stay; the same numbers as PyTorch's, sooner for one small patch on a CPU.
+
+    There PyTorch falls back to a kernel up to 18 times as slow (measured) as that of two patches, so that the patch's
+    upper and lower rows are convolved as two.
+    """
+
+    def __init__(self, before: int, after: int, kernel: tuple[int, int, int] = (3, 3, 3)) -> None:
+        super().__init__(before, after, kernel, padding=(kernel[0] // 2, kernel[1] // 2, kernel[2] // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, T, H, W)``."""
+        if len(x) > 1 or x.device.type != "cpu" or x[..., 0].numel() > SLOW:
+            return super().forward(x)
+        rows, (depth, halo, width) = x.shape[3], self.kernel_size
+        half, halo = -(-rows // 2), halo - 1
+        padded = F.pad(x, (0, 0, halo // 2, halo // 2 + 2 * half - rows))
+        parts = torch.cat([padded.narrow(3, start, half + halo) for start in (0, half)])
+        made = F.conv3d(parts, self.weight, self.bias, padding=(depth // 2, 0, width // 2))
+        return torch.cat([made[:1], made[1:]], 3)[:, :, :, :rows]
 
 
 class ConvBlock(nn.Sequential):
     """3D convolution of odd ``kernel``, instance norm, leaky ReLU; ``(B, C, T, H, W)``, sizes stay."""
 
     def __init__(self, before: int, after: int, kernel: tuple[int, int, int] = (3, 3, 3)) -> None:
-        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-        super().__init__(
-            nn.Conv3d(before, after, kernel, padding=padding),
-            nn.InstanceNorm3d(after, affine=True),
-            nn.LeakyReLU(0.01),
-        )
+        super().__init__(Conv3d(before, after, kernel), nn.InstanceNorm3d(after, affine=True), nn.LeakyReLU(0.01))
 
 
 def doubled(before: int, after: int) -> nn.ConvTranspose3d:

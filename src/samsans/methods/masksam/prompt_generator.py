@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samsans.methods.masksam.adapters import slices
-from samsans.methods.masksam.encoder import ConvBlock, doubled
+from samsans.methods.masksam.encoder import Conv3d, ConvBlock, doubled
 from samsans.methods.masksam.matching import Targets, mask_boxes
 
 CORNERS = 2  # side of the map that a box is read from
@@ -83,9 +83,7 @@ class PromptGenerator(nn.Module):
         self.masks = nn.Conv3d(widths[-1], queries, 1)
         self.boxes = nn.Conv3d(pooled, queries, 1, bias=False)
         self.box_norm = nn.InstanceNorm3d(queries, affine=True) if norm else nn.Identity()
-        self.tokens = nn.Sequential(
-            nn.Conv3d(pooled, queries, 3, padding=1), nn.InstanceNorm3d(queries, affine=True), nn.GELU()
-        )
+        self.tokens = nn.Sequential(Conv3d(pooled, queries), nn.InstanceNorm3d(queries, affine=True), nn.GELU())
 
     def forward(self, embedding: Tensor, maps: Sequence[Tensor]) -> Auxiliary:
         """Answers from the embedding ``(B, C, T, g, g)`` and maps ``(B, width, T, g, g)``, shallow to deep."""
