@@ -120,7 +120,9 @@ def test_windows_round_trip_and_padding(batch, height, width, window):
     pad = torch.tensor([7.0, 8.0, 9.0])
     windows = attention.to_windows(x, pad, window)
     assert windows.shape[1:] == (window, window, 3)
-    assert torch.equal(attention.from_windows(windows, window, height, width), x)
+    back = attention.from_windows(windows, window, height, width)
+    assert torch.equal(back, x)
+    assert back.is_contiguous()  # a linear layer reads it
     assert (windows == pad).all(-1).sum() == windows[..., 0].numel() - x[..., 0].numel()
 
 

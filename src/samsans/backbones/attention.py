@@ -140,4 +140,4 @@ def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
     """Undo ``to_windows``, leaving out the padding: ``(B * windows, window, window, c)`` to ``(B, H, W, c)``."""
     down, across = -(-height // window), -(-width // window)
     x = x.unflatten(0, (-1, down, across)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    return x[:, :height, :width]
+    return x[:, :height, :width].contiguous()  # else a linear layer takes row by row, with a copy of its weights each
