@@ -62,7 +62,7 @@ def test_from_split_to_report(python: Path, tubes: Path, tmp_path: Path, capsys:
     names = ids(tubes)
     run = a_run(tubes, tmp_path / "run", Split(tuple(names[:2]), (names[2],), tuple(names[3:])))
     out = tmp_path / "out"
-    asked = ("--python", python, "--minutes", MINUTES)
+    asked = ("--python", python, "--minutes", MINUTES, "--threads", 1)
     assert experiment(tubes, run, out, *asked) == 0
     said = capsys.readouterr().out
     assert "nnU-Net 2.8.1 (3d_fullres) on cpu" in said

@@ -21,7 +21,7 @@ EXPERIMENTS = {
     "mirroring": "samsans.experiments.mirroring:mirroring",
     "prompts": "samsans.experiments.prompts:prompts",
 }
-OWN_OPTIONS = {"nnunet": ("python", "minutes", "mirror")}  # which only some experiments take
+OWN_OPTIONS = {"nnunet": ("python", "minutes", "threads", "mirror")}  # which only some experiments take
 
 
 def add_arguments(parser: Any) -> None:
@@ -36,6 +36,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--convention", default="default", help="also score by this convention")
     parser.add_argument("--python", type=str, metavar="PATH", help="nnunet: the Python of nnU-Net's environment")
     parser.add_argument("--minutes", type=float, help="nnunet: training time (the run's train.minutes)")
+    parser.add_argument("--threads", type=int, help="nnunet: of a training on a CPU, data included (all cores)")
     parser.add_argument("--mirror", action="store_true", default=None, help="nnunet: predict with mean over mirrorings")
 
 

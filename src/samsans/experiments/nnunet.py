@@ -77,6 +77,7 @@ def nnunet(
     on_progress: Callable[[Progress], None] | None = None,
     python: str | Path | None = None,
     minutes: float | None = None,
+    threads: int | None = None,
     mirror: bool = False,
 ) -> str:
     """Train nnU-Net on a run's training cases, predict those it held out, and score them as ``evaluate`` does.
@@ -96,6 +97,8 @@ def nnunet(
         on_progress: Called before every step.
         python: The Python of the environment that nnU-Net is installed in.
         minutes: Wall clock of nnU-Net's training; by default the run's own ``train.minutes``.
+        threads: Of its training on a CPU: its batches are then made by the same process, so that a minute of one
+            thread is a minute of one core.  By default all cores, and processes beside them.
         mirror: Mean over all mirrorings when predicting, nnU-Net's test-time augmentation.
 
     Returns:
@@ -107,6 +110,8 @@ def nnunet(
     """
     tool = NnUNet.find(python)
     minutes = _minutes(minutes, run_folder)
+    if threads is not None and threads < 1:
+        raise InputError(f"{threads} threads", "at least 1", "Correct --threads")
     known = {c.name: list(c.values) for c in read_classes(run_folder / "classes.json")}
     dataset = find_cases(replace(data, classes=data.classes or known))
     task = Task(dataset, _split(run_folder), tuple(held_out(dataset, run_folder, part, limit)))
@@ -117,14 +122,15 @@ def nnunet(
 
     tell(0, "writing nnU-Net's data set")
     space = Workspace(tool, out.resolve() / "nnunet")
-    network = prepare(task, space.folder, data.channels, minutes)
+    network = prepare(task, space.folder, data.channels, minutes, threads)
     few = str(processes())
     tell(1, "planning and preprocessing")
     seconds = {"plan": space.step("plan", PLAN, _plan_arguments(network, few))}
     io.write_json(space.folder / f"preprocessed/{NAME}/splits_final.json", [task.fold])
     tell(2, f"training for {minutes:g} minutes")
     device = ["-device", tool.device]
-    seconds["train"] = space.step("train", TRAIN, ["1", network, "0", "-tr", TRAINER, *device])
+    apart = {} if threads is None else {"nnUNet_n_proc_DA": "0"}  # 0: no processes beside the one that trains
+    seconds["train"] = space.step("train", TRAIN, ["1", network, "0", "-tr", TRAINER, *device], apart)
     tell(3, "predicting")
     folders = ["-i", str(space.folder / f"raw/{NAME}/imagesTs"), "-o", str(space.folder / _predicted(mirror))]
     model = ["-d", "1", "-f", "0", "-c", network, "-tr", TRAINER, "-npp", few, "-nps", few, *device]
@@ -138,6 +144,7 @@ def nnunet(
         "configuration": network,
         "split_of": str(run_folder),
         "minutes": minutes,
+        "threads": threads,
         **trained,
         "options": {"mirror": mirror},
         "device": tool.device_name,
@@ -165,11 +172,11 @@ def nnunet(
     return f"{summary.text()}\nseconds of each step, start-up included: {times}"
 
 
-def prepare(task: Task, folder: Path, channels: Any, minutes: float) -> str:
+def prepare(task: Task, folder: Path, channels: Any, minutes: float, threads: int | None = None) -> str:
     """Write ``raw`` (once, whole or not at all) and ``trainer``; returns nnU-Net's configuration to use.
 
-    Raises InputError where ``folder`` holds an experiment with other cases, objects or minutes, and naming the file
-    where an image has other channels than the first or a mask lies on another grid.
+    Raises InputError where ``folder`` holds an experiment with other cases, objects, minutes or threads, and naming the
+    file where an image has other channels than the first or a mask lies on another grid.
     """
     raw = folder / "raw"
     asked = {
@@ -178,6 +185,7 @@ def prepare(task: Task, folder: Path, channels: Any, minutes: float) -> str:
         "test": [case.id for case in task.test],
         "classes": {c.name: list(c.values) for c in task.dataset.classes},
         "minutes": minutes,
+        "threads": threads,
     }
     file = raw / "experiment.json"
     if not file.is_file():
@@ -193,7 +201,7 @@ def prepare(task: Task, folder: Path, channels: Any, minutes: float) -> str:
         )
     (folder / "trainer").mkdir(exist_ok=True)
     shutil.copyfile(Path(__file__).with_name("nnunet_trainer.py"), folder / "trainer" / "samsans_minutes.py")
-    io.write_json(folder / "trainer" / "minutes.json", {"minutes": minutes})
+    io.write_json(folder / "trainer" / "minutes.json", {"minutes": minutes, "threads": threads})
     return str(written["configuration"])
 
 

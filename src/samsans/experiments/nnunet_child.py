@@ -107,15 +107,28 @@ class Workspace:
         folders = {name: str(self.folder / name) for name in ("raw", "preprocessed", "results")}
         return {f"nnUNet_{n}": f for n, f in folders.items()} | {"nnUNet_extTrainer": str(self.folder / "trainer")}
 
-    def step(self, name: str, entry: str, arguments: Sequence[str]) -> float:
+    def step(
+        self, name: str, entry: str, arguments: Sequence[str], variables: Mapping[str, str] | None = None
+    ) -> float:
         """Run ``module:function`` of nnU-Net unless ``NAME.json`` tells that it was done; the seconds it took.
+
+        variables: more of its environment.
 
         Raises InputError with the last lines of its output where it fails.
         """
         done = self.folder / f"{name}.json"
         if done.is_file():
             return float(json.loads(done.read_text(encoding="utf-8"))["seconds"])
-        command = [self.nnunet.python, ISOLATED, "-u", "-c", START, json.dumps(self.variables()), entry, *arguments]
+        command = [
+            self.nnunet.python,
+            ISOLATED,
+            "-u",
+            "-c",
+            START,
+            json.dumps(self.variables() | dict(variables or {})),
+            entry,
+            *arguments,
+        ]
         begin = time.monotonic()
         with open(self.log, "ab") as log:
             log.write(f"\n== {name}: {entry} {' '.join(arguments)}\n".encode())

@@ -1,7 +1,8 @@
 """nnU-Net's trainer for a number of minutes.  Runs in nnU-Net's own environment, where it is copied; needs nnU-Net.
 
-``minutes.json`` beside the copy holds the budget.  Network, loss, augmentation, batches, optimiser and initial learning
-rate are nnU-Net's own.  Changed is what a budget of time asks for:
+``minutes.json`` beside the copy holds the budget and the threads of a CPU to use (null: all, as nnU-Net does).
+Network, loss, augmentation, batches, optimiser and initial learning rate are nnU-Net's own.  Changed is what a budget
+of time asks for:
 
 - The rate falls as nnU-Net's does (power 0.9, to zero), by the share of the time that is used, step by step.
 - The clock starts when the first step is done, which compiles the network on a GPU.
@@ -62,6 +63,10 @@ class MinutesTrainer(nnUNetTrainer):
         told = json.loads(Path(__file__).with_name("minutes.json").read_text(encoding="utf-8"))
         self.budget = Budget(60 * told["minutes"])
         self.num_val_iterations_per_epoch = VALIDATION_BATCHES
+        if told.get("threads"):
+            from torch import set_num_threads
+
+            set_num_threads(told["threads"])
         self.steps = 0
 
     def configure_optimizers(self) -> Any:
