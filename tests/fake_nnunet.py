@@ -89,6 +89,8 @@ def run_training_entry():
     trainer.run_training()
     trainer.perform_actual_validation()
     assert [name.rpartition("/")[2] for name in trainer.saved] == ["checkpoint_final.pth"]
+    import torch
+    print("threads", torch.threads, "loader processes", environ.get("nnUNet_n_proc_DA"))
 """
 PREDICT = """\
 import argparse
@@ -115,6 +117,10 @@ TORCH = """\
 import contextlib
 __version__ = "0"
 no_grad = contextlib.nullcontext
+threads = None
+def set_num_threads(count):
+    global threads
+    threads = count
 class cuda:
     is_available = staticmethod(lambda: False)
 """

@@ -94,6 +94,7 @@ def test_from_split_to_report(python: Path, tubes: Path, tmp_path: Path, capsys:
 
     # a second call repeats no step; mirroring is another prediction of the same network
     log = (out / "nnunet/nnunet.log").read_bytes()
+    assert b"threads 1 loader processes 0" in log
     assert experiment(tubes, run, out, *asked) == 0
     assert (out / "nnunet/nnunet.log").read_bytes() == log
     assert experiment(tubes, run, out, *asked, "--mirror") == 0
@@ -102,7 +103,7 @@ def test_from_split_to_report(python: Path, tubes: Path, tmp_path: Path, capsys:
     assert "train" not in more.replace("MinutesTrainer", "")
     assert not io.read_labels(out / f"masks/{names[3]}.nii.gz").array.any()  # the stand-in's sign of mirroring
     capsys.readouterr()
-    assert experiment(tubes, run, out, "--python", python, "--minutes", 2 * MINUTES) == 2
+    assert experiment(tubes, run, out, "--python", python, "--minutes", 2 * MINUTES, "--threads", 1) == 2
     assert "with other minutes" in capsys.readouterr().err
 
 
