@@ -35,7 +35,7 @@ PUBLIC = {
 }
 
 # Layer -> the layers it may import.  Everybody may import PLAIN and itself.
-PLAIN = {"types", "errors", "config", "recipes", "settings", "zoo", "palette"}
+PLAIN = {"types", "errors", "cache", "config", "recipes", "settings", "zoo", "palette"}
 ARROWS: dict[str, set[str]] = {
     "types": {"io"},  # only to save a prediction
     "errors": set(),

@@ -105,7 +105,7 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in nested.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and name != "data.classes":
+        if isinstance(value, Mapping) and name not in ("data.classes", "data.annotators"):
             out |= flatten(value, f"{name}.")
         else:
             out[name] = value

@@ -21,6 +21,9 @@ class DataConfig:
         volume: Regular expression whose first group names a volume and second the slice number: files that share the
             first group (and further ones, e.g. a phase) become one stack.
         classes: Object names with the mask values that belong to each, e.g. ``{disc: [1, 2], cup: [2]}``; null infers.
+        annotators: Annotators that one mask holds, each with the values that belong to its answer, e.g. ``{core: [1],
+            whole: [1, 2, 4]}``: nested readings of one file (P2SAM on BraTS); objects are then one, called object.
+        threshold: Mask pixels above this value are the object (1), all others none: masks kept as JPEG.
         spacing: Voxel size (z, y, x) in mm of files that state none.
         window: Intensities [low, high] shown to the model; null: 8-bit images as they are, others by percentiles 1-99.
         levels: What a null window goes by: volume (as above), or slice (each slice from its smallest to its largest
@@ -37,6 +40,8 @@ class DataConfig:
     patient: str | None = None
     volume: str | None = None
     classes: dict[str, list[int]] | None = None
+    annotators: dict[str, list[int]] | None = None
+    threshold: int | None = None
     spacing: list[float] | None = None
     window: list[float] | None = None
     levels: Literal["volume", "slice"] = "volume"
@@ -56,6 +61,8 @@ class SplitConfig:
         file: ``splits_final.json`` of nnU-Net or a ``split.json`` of an earlier run.
         fold: Which fold of ``file``.
         shots: Few-shot: how many training images to keep, at most one a patient.
+        order: drawn (patients in random order), or file (the cases one after the other as they are found, the last ones
+            for testing, those before for validation: a patient may then be on both sides, as in P2SAM's code).
         protocol: Published split by name, e.g. synapse or synapse_fewshot; it decides training and test cases.
         slices: Which slices of the training cases are learned from: all, or those with foreground.
         slice_share: Few-shot by slices: this share of the training slices, drawn at random over all training patients.
@@ -67,6 +74,7 @@ class SplitConfig:
     file: str | None = None
     fold: int = 0
     shots: int | None = None
+    order: Literal["drawn", "file"] = "drawn"
     protocol: str | None = None
     slices: Literal["all", "foreground"] = "all"
     slice_share: float | None = None
@@ -186,6 +194,7 @@ class TrainConfig:
         momentum: Of sgd.
         nesterov: Of sgd.
         betas: Of adam and adamw.
+        eps: Of adam and adamw, added to what their steps are divided by.
         weight_decay: Not applied to parameters marked as exempt.
         schedule: Learning rate after warm-up: constant, cosine (to zero), poly (power 0.9, to zero), poly_epoch (the
             same, constant inside an epoch, as nnU-Net does) or samed (power
@@ -215,6 +224,7 @@ class TrainConfig:
     momentum: float = 0.9
     nesterov: bool = False
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
     weight_decay: float = 5e-4
     schedule: Literal["constant", "cosine", "poly", "poly_epoch", "samed"] = "constant"
     warmup: int = 100

@@ -1,9 +1,9 @@
 """The values that travel between the parts of samsans; shapes and units are defined here, once.
 
 Letters used everywhere: ``B`` images in a batch, ``N`` objects (classes) asked for, ``P`` prompts, ``K`` support
-pairs, ``M`` mask candidates or samples, ``D`` slices, ``S`` model input side in pixels, ``g`` embedding side
-(``S / patch``), ``C`` embedding channels.  World coordinates are RAS+ millimetres, array axes are ``(z, y, x)``:
-the reverse of a file's own ``(i, j, k)`` order, never reoriented.
+pairs or samples, ``A`` annotators, ``M`` mask candidates, ``D`` slices, ``S`` model input side in pixels, ``g``
+embedding side (``S / patch``), ``C`` embedding channels.  World coordinates are RAS+ millimetres, array axes are
+``(z, y, x)``: the reverse of a file's own ``(i, j, k)`` order, never reoriented.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -95,6 +95,9 @@ class Batch:
     targets: ``(T,)`` int64, which of the B images are to be segmented in this episode, the others being their
         supports; ``None`` for methods without supports (every image is a target).
     valid: ``(B, 2)`` int64, height and width of the part of ``S x S`` that is image and not padding.
+    annotations: ``(B, A, N, S, S)`` bool, what each annotator drew (``masks`` being the first one's), for methods with
+        ``needs.annotators``.  drawn: ``(B, A)`` bool, where there is such an annotator; images with fewer than A have
+        empty annotations in the rest of the places.
     """
 
     images: Tensor
@@ -103,13 +106,15 @@ class Batch:
     objects: tuple[str, ...]
     targets: Tensor | None = None
     valid: Tensor | None = None
+    annotations: Tensor | None = None
+    drawn: Tensor | None = None
 
     def to(self, device: Any) -> Batch:
         """The same batch with its tensors on ``device``."""
         import dataclasses
 
         moved: dict[str, Any] = {}
-        for name in ("images", "masks", "targets", "valid"):
+        for name in ("images", "masks", "targets", "valid", "annotations", "drawn"):
             tensor = getattr(self, name)
             moved[name] = None if tensor is None else tensor.to(device)
         return dataclasses.replace(self, **moved)
@@ -162,12 +167,17 @@ class Needs:
     volumes: it sees 3D patches: ``Batch.images`` are ``(B, C, T, H, W)`` float32 of C channels and T slices, masks
         ``(B, N, T, H, W)``, and ``predict`` gives ``(B, N + 1, T, H, W)`` scores of at least 0, background first.
     exclusive: every pixel has one class; masks do not overlap, and the highest logit (background: 0) decides.
+    annotators: it learns from the masks of several annotators (``Batch.annotations``); slices on which none of them
+        drew anything are left out of its training, unless the method's configuration has ``train_on_empty``.
+    samples: it has ``sample(batch, seeds, count)``: ``(B, K, N, S, S)`` float32 logits of K plausible answers.
     """
 
     supports: bool = False
     labels_at_predict: bool = False
     exclusive: bool = False
     volumes: bool = False
+    annotators: bool = False
+    samples: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,9 +186,11 @@ class Prediction:
 
     labels: ``(D, H, W)`` uint8 or uint16 label map, 0 background.
     classes: what the values mean.
-    probabilities: ``(N, D, H, W)`` float16 in [0, 1] per object, where asked for.
+    probabilities: ``(N, D, H, W)`` float16 in [0, 1] per object, where asked for; of samples their mean.
     volume: geometry and header of the input.
     seconds: time spent by part (``read``, ``encode``, ``prompt``, ``decode``, ``write``).
+    samples: ``(K, D, H, W)`` label maps of K plausible answers, where asked for.
+    entropy: ``(N, D, H, W)`` float16 in [0, 1], of the mean probability of the samples, in bits.
     """
 
     labels: np.ndarray
@@ -186,6 +198,8 @@ class Prediction:
     probabilities: np.ndarray | None = None
     volume: Volume | None = field(default=None, repr=False)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    samples: np.ndarray | None = None
+    entropy: np.ndarray | None = None
 
     def save(self, path: str | Path) -> Path:
         """Write the label map at ``path`` on the input's own grid, atomically."""
@@ -196,20 +210,33 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters that share a learning rate: ``lr_scale`` times the run's, weight decay on or off."""
+    """Parameters that share a learning rate: ``lr_scale`` times the run's, weight decay on or off.
+
+    eps: of Adam and AdamW; ``None``: the run's ``train.eps``.
+    """
 
     parameters: tuple[Any, ...]
     lr_scale: float = 1.0
     decay: bool = True
+    eps: float | None = None
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training stage of a method: what is trained, for which ``share`` of the run's steps."""
+    """One training stage of a method: what is trained, for which ``share`` of the run (its epochs, steps or time).
+
+    images: learn from the first so many training slices alone, in their order; ``None``: all.
+    begins: from the ``last`` weights of the stage before, or its ``best`` ones where slices were held out.
+    selects: what chooses the best weights on held-out slices: the mean ``dice`` of what is predicted, or of samples the
+        generalised energy distance ``ged``, lowest.  Each stage chooses anew; the run's best are the last stage's.
+    """
 
     name: str
     groups: tuple[ParamGroup, ...]
     share: float = 1.0
+    images: int | None = None
+    begins: Literal["last", "best"] = "last"
+    selects: Literal["dice", "ged"] = "dice"
 
 
 @dataclass(frozen=True)

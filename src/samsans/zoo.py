@@ -144,6 +144,7 @@ class MethodEntry:
     config: str
     presets: tuple[str, ...]
     summary: str
+    doi: str = ""
 
 
 BACKBONES: dict[str, BackboneEntry] = {
@@ -237,6 +238,25 @@ METHODS: dict[str, MethodEntry] = {
             summary="No prompt, 3D: a generator makes masks, boxes and class tokens; classes by set prediction",
         ),
         MethodEntry(
+            name="p2sam",
+            title="P2SAM: Probabilistically Prompted SAMs Are Efficient Segmentator for Ambiguous Medical Images",
+            arxiv="",
+            doi="10.1145/3664647.3680628",
+            module="samsans.methods.p2sam.model",
+            config="samsans.methods.p2sam.config:P2SamConfig",
+            presets=("paper", "reference", "scratch"),
+            summary="A distribution over prompts: several plausible masks of an ambiguous lesion",
+        ),
+        MethodEntry(
+            name="prob_unet",
+            title="A Probabilistic U-Net for Segmentation of Ambiguous Images",
+            arxiv="1806.05034",
+            module="samsans.methods.prob_unet.model",
+            config="samsans.methods.prob_unet.config:ProbUNetConfig",
+            presets=("paper", "scratch"),
+            summary="Baseline without SAM: a U-Net and a latent variable, several plausible masks",
+        ),
+        MethodEntry(
             name="samed",
             title="Customized Segment Anything Model for Medical Image Segmentation",
             arxiv="2304.13785",
@@ -304,7 +324,7 @@ def show(name: str) -> str:
         method = METHODS[name]
         rows = {
             "method": method.name,
-            "paper": f"{method.title} (arXiv {method.arxiv})",
+            "paper": f"{method.title} ({f'arXiv {method.arxiv}' if method.arxiv else f'doi {method.doi}'})",
             "summary": method.summary,
             "presets": ", ".join(method.presets),
         }
@@ -334,7 +354,7 @@ def table() -> str:
         size = "-" if entry.from_scratch else f"{entry.megabytes} MB"
         lines.append(f"{entry.name:14}{entry.parameters:>12,}{size:>10}  {entry.licence:12}{here:6}{entry.summary}")
     lines += ["", f"{'method':14}{'arXiv':12}"]
-    lines += [f"{entry.name:14}{entry.arxiv:12}{entry.summary}" for entry in list_methods()]
+    lines += [f"{entry.name:14}{entry.arxiv or '-':12}{entry.summary}" for entry in list_methods()]
     return "\n".join(lines)
 
 

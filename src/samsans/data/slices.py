@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samsans.cache import GIB, Cache
 from samsans.config import SliceAxis
 from samsans.data.cases import Dataset, require_same_grid, slice_name
 from samsans.data.classes import class_masks, disjoint_classes, value_counts
@@ -19,8 +19,6 @@ from samsans.data.transforms import Levels, Preprocess
 from samsans.errors import InputError
 from samsans.io.orientation import Orientation
 from samsans.types import Case
-
-GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -69,32 +67,6 @@ class _Decoded:
     image: np.ndarray
     labels: np.ndarray | None
     levels: Levels | None
-
-
-class Cache:
-    """The most recently used values, up to a number of bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-        self._values: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
-
-    def get(self, key: Any) -> Any:
-        """The value kept under ``key``; ``None`` where there is none."""
-        if key not in self._values:
-            return None
-        self._values.move_to_end(key)
-        return self._values[key][0]
-
-    def put(self, key: Any, value: Any, size: int) -> None:
-        """Keep a value of ``size`` bytes; those used longest ago make room."""
-        if size > self.limit or key in self._values:
-            return
-        self._values[key] = value, size
-        self.used += size
-        while self.used > self.limit:
-            _, (_, freed) = self._values.popitem(last=False)
-            self.used -= freed
 
 
 class SliceDataset(Sequence[Slice]):

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from samsans.cache import GIB, Cache
 from samsans.config import PatchConfig, SliceAxis
 from samsans.data.cases import Dataset, require_same_grid
 from samsans.data.classes import disjoint_classes
 from samsans.data.grids import ANISOTROPIC, Grid
-from samsans.data.slices import GIB, Cache
 from samsans.errors import InputError
 from samsans.io.orientation import Orientation
 from samsans.types import Case, ClassInfo, Volume

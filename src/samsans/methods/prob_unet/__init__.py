@@ -1,0 +1,1 @@
+"""The Probabilistic U-Net: the yardstick of ambiguous segmentation."""
