@@ -102,6 +102,7 @@ def test_masksam_settings() -> None:
         assert made.model.queries > len(made.data.classes or ()) + 1
         truth = [row for row in made.recipe.published if "from the truth" in row.method]
         assert all(not row.comparable for row in truth)
+    assert amos.train.eps == 1e-4
     assert list(amos.data.classes or ())[8:10] == ["postcava", "pancreas"]
 
 
