@@ -124,7 +124,8 @@ def test_a_share_of_the_slices_is_drawn_once_and_kept(tmp_path: Path, volumes: P
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("lr", -1.0), ("betas", [0.9]), ("betas", [0.9, 1.0]), ("weight_decay", -1.0), ("momentum", -0.1)),
+        *(("lr", -1.0), ("betas", [0.9]), ("betas", [0.9, 1.0]), ("eps", -1.0), ("weight_decay", -1.0)),
+        ("momentum", -0.1),
         *(("warmup", -1), ("validate_every", -1), ("pictures_every", -1), ("workers", -1), ("devices", 0)),
     ],
 )

@@ -153,6 +153,13 @@ def test_nesterov() -> None:
         require_usable(make_config(nesterov=True, momentum=0.0).train)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_eps(optimizer: str) -> None:
+    stage = Stage("all", methods_groups())
+    assert build_optimizer(make_config(optimizer=optimizer).train, stage).param_groups[0]["eps"] == 1e-8
+    assert build_optimizer(make_config(optimizer=optimizer, eps=1e-4).train, stage).param_groups[0]["eps"] == 1e-4
+
+
 def methods_groups() -> tuple[Any, ...]:
     method = volume_method.VolumeMethod((4, 8, 8), 4, 2)
     return tuple(method.stages(None)[0].groups)  # type: ignore[arg-type]

@@ -111,6 +111,7 @@ def require_usable(config: TrainConfig) -> None:
     rules = {
         "lr": (config.lr >= 0, "0 or more"),
         "betas": (len(config.betas) == 2 and all(0 <= b < 1 for b in config.betas), "two numbers, 0 <= b < 1"),
+        "eps": (config.eps >= 0, "0 or more"),
         "weight_decay": (config.weight_decay >= 0, "0 or more"),
         "momentum": (config.momentum >= 0, "0 or more"),
         "nesterov": (not config.nesterov or config.momentum > 0, "false, or a train.momentum above 0"),
@@ -176,4 +177,4 @@ def build_optimizer(config: TrainConfig, stage: Stage) -> torch.optim.Optimizer:
     fused = all(p.is_cuda for group in groups for p in group["params"])
     beta1, beta2 = config.betas
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=config.lr, betas=(beta1, beta2), fused=fused or None)
+    return kind(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=fused or None)
