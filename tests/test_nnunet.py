@@ -147,6 +147,17 @@ def test_raw_volumes_keep_values_and_grid(tmp_path: Path) -> None:
     assert not (raw / "labelsTs").exists()
 
 
+@pytest.mark.parametrize(("name", "kind"), [("CT", "CT"), ("MRI", "image")])
+def test_a_data_set_that_names_its_modality(tmp_path: Path, name: str, kind: str) -> None:
+    data = write("torso", tmp_path / "data", n=2, size=32)
+    (data / "dataset.json").write_text(json.dumps({"modality": {"0": name}}), encoding="utf-8")
+    dataset = find_cases(DataConfig(path=str(data)))
+    prepare(Task(dataset, Split((dataset.cases[0].id,)), dataset.cases[1:]), tmp_path / "nnunet", "auto", 1)
+    described = content(tmp_path / "nnunet/raw/Dataset001_samsans/dataset.json")
+    assert isinstance(described, dict)
+    assert described["channel_names"] == {"0": kind}
+
+
 def test_nested_objects_and_colours_come_back(tmp_path: Path) -> None:
     """nnU-Net's labels are disjoint: predicting them exactly is a Dice of 1 of the whole disc, cup included."""
     data = write("fundus", tmp_path / "data", n=2, size=48)

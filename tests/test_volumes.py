@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ from data_files import nifti, picture, png
 from samsans.config import DataConfig, PatchConfig
 from samsans.data.cases import Dataset, find_cases
 from samsans.data.grids import Grid
-from samsans.data.volumes import VolumeDataset, label_map, normalize, pick, plan, prepare, target_spacing
+from samsans.data.volumes import (
+    VolumeDataset,
+    label_map,
+    named_intensity,
+    normalize,
+    pick,
+    plan,
+    prepare,
+    target_spacing,
+)
 from samsans.errors import InputError
 from samsans.io.orientation import Orientation
 from samsans.types import ClassInfo
@@ -126,6 +136,28 @@ def test_ct_is_told_by_its_values_and_its_statistics_are_those_of_objects(tmp_pa
     nothing = dataclasses.replace(dataset, classes=(ClassInfo("none", 1, (9,)),))
     with pytest.raises(InputError, match="no training case shows an object"):
         plan(nothing, ids(dataset), PatchConfig(intensity="ct"), 8)
+
+
+def test_ct_is_told_by_its_name(tmp_path: Path) -> None:
+    """The names of nnU-Net's ``dataset.json`` and of the Decathlon's go before the values."""
+    rng = np.random.default_rng(0)
+    dataset = written(tmp_path, [rng.integers(0, 900, (4, 8, 8)).astype(np.int16)], [(2, 1, 1)])
+    file = tmp_path / "dataset.json"
+    for described, channels, wanted in (
+        ({"labels": {"background": 0, "first": 1}}, "auto", None),
+        ({"channel_names": {"0": "ct"}}, "auto", "ct"),
+        ({"modality": {"0": "CT"}}, "auto", "ct"),
+        ({"modality": {"0": "MRI"}}, "auto", "zscore"),
+        ({"channel_names": {"0": "CT", "1": "PET"}}, "auto", "zscore"),
+        ({"channel_names": {"0": "CT", "1": "PET"}}, [0], "ct"),
+        ({"channel_names": {"0": "CT", "1": "PET"}}, [0, 1], "zscore"),
+    ):
+        file.write_text(json.dumps(described), encoding="utf-8")
+        assert named_intensity(dataset, channels) == wanted
+    file.write_text(json.dumps({"channel_names": {"0": "CT"}}), encoding="utf-8")
+    made = plan(dataset, ids(dataset), PatchConfig(), 8)
+    assert (made.intensity, len(made.statistics or ())) == ("ct", 4)
+    assert plan(dataset, ids(dataset), PatchConfig(intensity="zscore"), 8).intensity == "zscore"
 
 
 def test_normalised_values() -> None:

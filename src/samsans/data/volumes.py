@@ -6,7 +6,7 @@ cropped to what is not zero, and the slice axis is that of all our methods (``Da
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from samsans.config import PatchConfig, SliceAxis
 from samsans.data.cases import Dataset, require_same_grid
 from samsans.data.classes import disjoint_classes
 from samsans.data.grids import ANISOTROPIC, Grid
+from samsans.data.layouts import read_dataset_json
 from samsans.errors import InputError
 from samsans.io.orientation import Orientation
 from samsans.types import Case, ClassInfo, Volume
@@ -68,13 +69,16 @@ def plan(
     spacing: the median along each axis.  Along an axis more than 3 times as coarse as the others and with less than a
         third of their voxels, the 10th percentile, but more than the others (nnU-Net's rule).
     size: the median depth on that grid, at most 16 slices, and ``side`` rows and columns.
-    intensity: ct where most cases hold whole numbers below -500, else zscore (our decision).
+    intensity: as ``dataset.json`` names the channels (see ``named_intensity``); where it names none, ct if most cases
+        hold whole numbers below -500, else zscore (our decision).
     statistics: of ct, for each channel: percentiles 0.5 and 99.5, mean and deviation of the objects' voxels, of which
         at most 20 000 a case are taken.
 
     Raises InputError where a given value cannot be used, or there is no object to take statistics of.
     """
     _require_usable(patches, side)
+    if patches.intensity == "auto":
+        patches = replace(patches, intensity=named_intensity(dataset, channels) or "auto")
     open_ = patches.intensity == "auto" or (patches.intensity == "ct" and patches.statistics is None)
     if patches.spacing is not None and patches.size is not None and not open_:
         return patches
@@ -294,6 +298,19 @@ def _survey(dataset: Dataset, case: Case, slice_axis: SliceAxis | int, channels:
         inside = inside[np.linspace(0, len(inside) - 1, SAMPLED).round().astype(np.int64)]
     sample = image.reshape(-1, image.shape[-1])[inside].astype(np.float32)
     return _Survey(orientation.spacing, shape, hounsfield(image), sample)
+
+
+def named_intensity(dataset: Dataset, channels: Channels = "auto") -> Literal["ct", "zscore"] | None:
+    """What the ``dataset.json`` of nnU-Net or the Decathlon says: ct where each channel that is seen is called CT.
+
+    zscore for all other names; ``None`` where no channel is named.
+    """
+    described = read_dataset_json(dataset.root)
+    names = described.get("channel_names", described.get("modality"))
+    if not isinstance(names, Mapping) or not names:
+        return None
+    seen = list(names.values()) if channels == "auto" else [names.get(str(channel)) for channel in channels]
+    return "ct" if all(str(name).casefold() == "ct" for name in seen) else "zscore"
 
 
 def hounsfield(image: np.ndarray) -> bool:

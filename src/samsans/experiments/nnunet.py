@@ -22,7 +22,7 @@ from samsans.config import DataConfig
 from samsans.data.cases import Dataset, find_cases, require_same_grid
 from samsans.data.classes import disjoint_classes, read_classes, write_classes
 from samsans.data.splits import Split
-from samsans.data.volumes import hounsfield, label_map
+from samsans.data.volumes import hounsfield, label_map, named_intensity
 from samsans.errors import InputError
 from samsans.experiments import held_out
 from samsans.experiments.nnunet_child import NnUNet, Workspace, processes
@@ -226,7 +226,9 @@ def _write_raw(task: Task, folder: Path, channels: Any) -> str:
             "the same number in all of them",
             "Pick those to see with data.channels",
         )
-    kind = "CT" if all(signed) else "image"  # nnU-Net clips what is called CT, and takes z-scores of everything else
+    named = named_intensity(task.dataset, channels)
+    ct = 2 * sum(signed) > len(signed) if named is None else named == "ct"
+    kind = "CT" if ct else "image"  # nnU-Net clips what is called CT, and takes z-scores of everything else
     described = {
         "channel_names": {str(c): kind for c in range(counts.pop())},
         "labels": {"background": 0, **{_label(c): number for number, c in enumerate(classes, 1)}},
