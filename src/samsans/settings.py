@@ -251,7 +251,8 @@ class PatchConfig:
         size: Slices, rows and columns of a patch.  Planned: rows and columns fill the input side of the backbone,
             slices the median depth, at most 16.
         intensity: zscore (of each volume), ct (clipped to percentiles 0.5 and 99.5 of the training objects, then their
-            mean and deviation), or auto: ct for signed values in Hounsfield units, else zscore.
+            mean and deviation), or auto: ct where dataset.json calls the channels so, or, where it names none, for
+            signed values in Hounsfield units; else zscore.
         statistics: ct: low, high, mean and deviation.
         foreground: Share of the patches that are centred on an object.
         per_epoch: Steps an epoch.
