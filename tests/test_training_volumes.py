@@ -79,6 +79,25 @@ def test_a_resumed_run_keeps_the_plan_and_equals_one_run(tmp_path: Path, blocks:
         train(longer(other, steps=10), tmp_path / "parts", resume=True)
 
 
+def test_queries_left_open_are_decided_by_the_objects_and_kept(tmp_path: Path, blocks: Path) -> None:
+    options = {"data.path": str(blocks), "data.classes": {"cube": [1], "rod": [2]}, "split.val": 0.25}
+    options |= {"backbone.name": "tiny", "backbone.input_size": 32, "train.accelerator": "cpu", "train.batch_size": 1}
+    options |= {
+        "model.widths": [4, 4, 4, 4],
+        "model.fusions": 0,
+        "patches.size": [2, 32, 32],
+        "train.pictures_every": 0,
+    }
+    config = configuration.from_dict(options, method="masksam", preset="scratch")
+    assert config.model.queries is None
+    train(longer(config, steps=1), tmp_path / "run")
+    assert configuration.load(tmp_path / "run" / "config.yaml").model.queries == 8
+    train(longer(config, steps=2), tmp_path / "run", resume=True)  # with the open configuration
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, queries=9))
+    with pytest.raises(InputError, match=r"model\.queries was 8 and is 9"):
+        train(longer(other, steps=3), tmp_path / "run", resume=True)
+
+
 def test_the_plan_is_of_the_training_cases_alone(blocks: Path) -> None:
     config = volume_method.settings(blocks)
     dataset = find_cases(config.data)

@@ -56,8 +56,21 @@ def patch_side(config: RunConfig) -> int | None:
 
     Known before the method is built: ``patch_side(config)`` of the module of the method's configuration.
     """
-    module = importlib.import_module(zoo.method_entry(config.method).config.partition(":")[0])
+    module = _config_module(config)
     return module.patch_side(config) if hasattr(module, "patch_side") else None
+
+
+def complete(config: RunConfig, objects: Sequence[str]) -> RunConfig:
+    """The configuration with what ``config.model`` leaves open until the objects are known.
+
+    ``complete(config, count)`` of the module of the method's configuration, where there is one.
+    """
+    module = _config_module(config)
+    return module.complete(config, len(objects)) if hasattr(module, "complete") else config
+
+
+def _config_module(config: RunConfig) -> Any:
+    return importlib.import_module(zoo.method_entry(config.method).config.partition(":")[0])
 
 
 def build(config: RunConfig, objects: Sequence[str]) -> Any:

@@ -14,10 +14,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from samsans import config as configuration
+from samsans import methods
 from samsans.config import PatchConfig, RunConfig
 from samsans.data import protocols
 from samsans.data.cases import Dataset as Cases
-from samsans.data.classes import write_classes
+from samsans.data.classes import read_classes, write_classes
 from samsans.data.episodes import BatchSource, EpisodeSource
 from samsans.data.patches import MiddlePatches, PatchSource
 from samsans.data.slices import SliceDataset
@@ -188,7 +189,7 @@ def plan_patches(dataset: Cases, split: Split, config: RunConfig, side: int) -> 
 
 
 def keep_plan(config: RunConfig, run: Path) -> RunConfig:
-    """The configuration with what ``patches`` leaves open as a former training in the folder ``run`` planned it."""
+    """The configuration with what it leaves open as a former training in the folder ``run`` decided it."""
     written = run / "config.yaml"
     if not written.is_file():
         return config
@@ -196,7 +197,7 @@ def keep_plan(config: RunConfig, run: Path) -> RunConfig:
     open_ = [name for name in ("spacing", "size", "statistics") if getattr(now, name) is None]
     open_ += ["intensity"] if now.intensity == "auto" else []
     kept: PatchConfig = replace(now, **{name: getattr(former, name) for name in open_})
-    return replace(config, patches=kept)
+    return methods.complete(replace(config, patches=kept), [c.name for c in read_classes(run / "classes.json")])
 
 
 def describe(run: Path, dataset: Cases, split: Split) -> None:

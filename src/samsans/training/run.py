@@ -97,7 +97,9 @@ def train(
         if patch_side is not None:
             config = plan_patches(dataset, split, config, patch_side)
             display.say(_told(config))
-        method = methods.build(config, [c.name for c in dataset.classes])
+        objects = [c.name for c in dataset.classes]
+        config = methods.complete(config, objects)
+        method = methods.build(config, objects)
         side = method.backbone.input_size
         data = read_data(dataset, split, config, method.needs, side, complete=complete)
         if first_process():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from samsans import zoo
@@ -10,6 +10,8 @@ from samsans.errors import InputError
 
 if TYPE_CHECKING:
     from samsans.config import RunConfig
+
+LEAST_QUERIES = 8
 
 
 @dataclass
@@ -48,7 +50,8 @@ class MaskSamConfig:
     """MaskSAM: a 3D prompt generator, adapters across slices, and classes by set prediction.
 
     Args:
-        queries: Masks a slice, Q; more than classes.
+        queries: Masks a slice, Q; more than classes.  null: twice as many as classes with the background, at least 8,
+            decided when the objects are known, and written to the run (our decision).
         upsample: Doublings of the in-plane size by the stem before SAM sees it (ACDC: 2); patches are that much smaller
             than the backbone's input side.
         output_cnn: A network enlarges the masks (Synapse, AMOS); false: bilinear (ACDC).
@@ -65,7 +68,7 @@ class MaskSamConfig:
         matching: Loss and matching.
     """
 
-    queries: int = 24
+    queries: int | None = 24
     upsample: int = 0
     output_cnn: bool = True
     stem: int = 8
@@ -79,6 +82,18 @@ class MaskSamConfig:
     gt_mask_prompt: bool = False
     query_batch: int = 0
     matching: MatchingConfig = field(default_factory=MatchingConfig)
+
+
+def default_queries(objects: int) -> int:
+    """Q for so many objects where ``queries`` is null."""
+    return max(LEAST_QUERIES, 2 * (objects + 1))
+
+
+def complete(config: RunConfig, objects: int) -> RunConfig:
+    """The configuration with ``model.queries`` decided."""
+    if config.model.queries is not None:
+        return config
+    return replace(config, model=replace(config.model, queries=default_queries(objects)))
 
 
 def patch_side(config: RunConfig) -> int:
@@ -129,7 +144,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "warmup": 50,
         },
         "model": {
-            "queries": 8,
+            "queries": None,
             "output_cnn": False,
             "widths": [32, 32, 16],
             "fusions": 1,

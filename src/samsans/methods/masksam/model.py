@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from samsans.backbones import add_lora, load_backbone, merge_lora
 from samsans.errors import InputError
 from samsans.methods.classes import one_stage, true_masks
-from samsans.methods.masksam.config import MaskSamConfig
+from samsans.methods.masksam.config import MaskSamConfig, default_queries
 from samsans.methods.masksam.decoder import Decoder, Enlarge, OutputNetwork
 from samsans.methods.masksam.encoder import MAPS, Encoder, Stem
 from samsans.methods.masksam.losses import set_loss
@@ -53,6 +53,7 @@ class MaskSam(nn.Module):
         self.config, self.backbone, self.timer = config, backbone, Timer()
         self.depth, self.side = depth, backbone.input_size // 2**config.upsample
         self.channels, self.objects = channels, objects
+        self.queries = default_queries(objects) if config.queries is None else config.queries
         self.needs = Needs(volumes=True, exclusive=True, labels_at_predict=config.prompts == "gt")
         self.stem = Stem(channels, config.stem, config.upsample)
         self.encoder = Encoder(
@@ -65,12 +66,12 @@ class MaskSam(nn.Module):
                 backbone.model.config.vision_config.hidden_size,
                 config.widths,
                 config.fusions,
-                config.queries,
+                self.queries,
                 config.box_norm == "instance",
             )
         self.decoder = Decoder(backbone, depth, objects + 1, zero_init=config.zero_init)
         self.enlarge = (
-            OutputNetwork(config.queries, (self.side // (4 * backbone.grid)).bit_length() - 1)
+            OutputNetwork(self.queries, (self.side // (4 * backbone.grid)).bit_length() - 1)
             if config.output_cnn
             else Enlarge(backbone.input_size, self.side)
         )
@@ -104,16 +105,16 @@ class MaskSam(nn.Module):
         if batch.masks is None:
             raise InputError("a batch without masks", "true masks, where prompts are made from them (model.prompts gt)")
         truth = targets(batch.masks)
-        return None, true_prompts(truth, self.depth, self.config.queries, grid, scale, self.config.gt_mask_prompt)
+        return None, true_prompts(truth, self.depth, self.queries, grid, scale, self.config.gt_mask_prompt)
 
     def decode(self, embedding: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """Mask logits ``(B, Q, T, H, W)`` and class logits ``(B, Q, T, K + 1)`` of an embedding ``(B, C, T, g, g)``.
 
         Queries are decoded ``query_batch`` at a time, with all their slices; the result is the same.
         """
-        step = self.config.query_batch or self.config.queries
+        step = self.config.query_batch or self.queries
         parts = []
-        for start in range(0, self.config.queries, step):
+        for start in range(0, self.queries, step):
             some = prompts.queries(start, start + step)
             if self.backbone.checkpointing and torch.is_grad_enabled():
                 parts.append(checkpoint(self.decoder, self.backbone, embedding, some, use_reentrant=False))
@@ -170,11 +171,11 @@ def check(config: MaskSamConfig, backbone: Sam, objects: int) -> None:
     """Raise ``InputError`` for a configuration that no network can be made of."""
     grid, seen = backbone.grid, backbone.input_size
     side = seen // 2**config.upsample
-    if config.queries < objects + 1:
+    if config.queries is not None and config.queries < objects + 1:
         raise InputError(
             f"model.queries {config.queries} for {objects + 1} classes, background included",
             "a query for every class a slice may show",
-            f"Set model.queries {2 * (objects + 1)}",
+            f"Set model.queries {default_queries(objects)}, or null",
         )
     if seen % 2**config.upsample or side % grid:
         raise InputError(f"{config.upsample} doublings to {seen} px", f"patches of a multiple of {grid} px")
