@@ -11,7 +11,7 @@ from torch import nn
 
 from samsans import config as configuration
 from samsans.errors import InputError
-from samsans.methods import build
+from samsans.methods import build, complete
 from samsans.methods.masksam.adapters import DMlp
 from samsans.methods.masksam.model import MaskSam
 from samsans.types import Batch, Needs
@@ -218,6 +218,34 @@ def test_the_scratch_backbone_with_its_preset() -> None:
     method = build(configuration.from_dict(settings, method="masksam", preset="scratch"), OBJECTS)
     assert (method.backbone.grid, method.generator.token_grid) == (8, (8, 16))
     assert method.predict(Batch(torch.randn(1, 1, 2, 64, 64), None, ("x",), OBJECTS)).shape == (1, 3, 2, 64, 64)
+
+
+@pytest.mark.parametrize(("objects", "queries"), [(1, 8), (3, 8), (4, 10), (15, 32)])
+def test_queries_follow_the_objects_where_they_are_open(objects: int, queries: int) -> None:
+    settings = {**TINY, "model.queries": None}
+    config = configuration.from_dict(settings, method="masksam", preset="scratch")
+    names = [f"object {number}" for number in range(objects)]
+    assert complete(config, names).model.queries == queries
+    assert complete(complete(config, names), names[:1]).model.queries == queries
+    assert build(config, names).queries == queries
+    assert configuration.from_dict({}, method="masksam", preset="corrected").model.queries == 24
+
+
+def test_final_masks_teach_the_generator_by_its_tokens_alone() -> None:
+    """Check 3: boxes and masks are prompts without gradient; what they are made by learns from losses of their own."""
+    method = make("corrected", **SMALL, model__output_cnn=False)
+    batch = toy(method)
+    heads = {"tokens": method.generator.tokens, "boxes": method.generator.boxes, "masks": method.generator.masks}
+    for terms, taught in (
+        (("classes", "mask", "dice"), {"tokens"}),
+        (("l1", "giou"), {"boxes"}),
+        (("aux_mask", "aux_dice"), {"masks"}),
+    ):
+        method.zero_grad(set_to_none=True)
+        loss = method.loss(method(batch), batch)
+        sum(loss[term] for term in terms).backward()
+        learns = {name for name, head in heads.items() if any(p.grad is not None for p in head.parameters())}
+        assert learns == taught
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samsans.backbones import load_backbone
+from samsans.backbones.attention import to_windows
 from samsans.backbones.sam import LoadReport, Sam, build_network, tie_positions
 from samsans.backbones.start import initialise
 from samsans.config import BackboneConfig
@@ -216,6 +217,19 @@ def test_without_adapters_the_encoder_is_sam(unwindowed: bool, attention: str) -
     torch.testing.assert_close(
         maps[-1].transpose(1, 2).flatten(0, 1).movedim(1, -1), wanted.hidden_states[-1], atol=1e-5, rtol=1e-4
     )
+
+
+def test_padding_is_zero_since_the_norm_comes_before_the_windows() -> None:
+    """Check 14: a norm after padding would make its bias of the zeros."""
+    backbone = tiny()
+    norm = backbone.model.vision_encoder.layers[0].layer_norm1
+    nothing = torch.zeros(1, 1, 1, 32)
+    assert torch.equal(norm(nothing)[0, 0, 0], norm.bias)
+    assert norm.bias.any()
+    windows = to_windows(norm(seeded(1, 4, 4, 32)), None, 3)  # one row and one column of the last windows are real
+    assert windows.shape == (4, 3, 3, 32)
+    assert not windows[3, 1:].any()
+    assert windows[3, 0, 0].any()
 
 
 def test_every_slice_has_a_vector_of_its_own() -> None:
