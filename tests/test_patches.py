@@ -190,6 +190,20 @@ def test_masks_move_with_the_image_and_all_slices_alike(augment: AugmentConfig) 
     assert moved == 30 if augment is AFFINE else 4 <= moved <= 20  # nnU-Net: 1 - 0.8 * 0.8 of them
 
 
+def test_nnunet_turns_anyhow_and_scales_evenly_between_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    from samsans.data import policies3d as policies
+
+    monkeypatch.setattr(policies, "ZOOM", 1.0)
+    rng = np.random.default_rng(0)
+    drawn = np.array([place(NNUNET, rng) for _ in range(2000)])
+    size, angle = np.linalg.norm(drawn[:, 0, :2], axis=1), np.arctan2(drawn[:, 1, 0], drawn[:, 0, 0])
+    np.testing.assert_allclose(np.linalg.norm(drawn[:, 1, :2], axis=1), size, rtol=1e-5)
+    np.testing.assert_allclose(np.quantile(size, (0, 0.25, 0.5, 0.75, 1)), np.linspace(0.7, 1.4, 5), atol=0.03)
+    turned = np.abs(angle) > 1e-6
+    assert 0.15 < turned.mean() < 0.25
+    np.testing.assert_allclose(np.quantile(angle[turned], (0, 0.5, 1)), (-np.pi, 0, np.pi), atol=0.4)
+
+
 def test_mirrored_axes() -> None:
     rng = np.random.default_rng(0)
     assert mirrored(AFFINE, rng) == []

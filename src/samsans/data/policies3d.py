@@ -41,7 +41,7 @@ def place(config: AugmentConfig, rng: np.random.Generator) -> np.ndarray | None:
         return draw_affine(config, rng) if moves(config) else None
     turned, zoomed = rng.random() < TURN, rng.random() < ZOOM
     angle = rng.uniform(-math.pi, math.pi) if turned else 0.0
-    size = _factor(rng, 0.7, 1.4) if zoomed else 1.0
+    size = rng.uniform(0.7, 1.4) if zoomed else 1.0
     if not (turned or zoomed):
         return None
     cos, sin = math.cos(angle) * size, math.sin(angle) * size
@@ -103,7 +103,7 @@ def _some(image: Tensor, rng: np.random.Generator, change: Any) -> Tensor:
 
 
 def _factor(rng: np.random.Generator, low: float, high: float) -> float:
-    """Below 1 as often as above, uniform on either side (nnU-Net)."""
+    """Below 1 as often as above, uniform on either side (nnU-Net, for contrast and gamma)."""
     return float(rng.uniform(low, 1) if rng.random() < 0.5 else rng.uniform(1, high))
 
 
