@@ -85,6 +85,23 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Points:
+    """Point prompts of one image or volume.
+
+    positions: ``(K, 3)`` float64, voxel index ``(z, y, x)`` of the array; the centre of a voxel is a whole number.
+    labels: ``(K,)`` int64, 1 inside the object, 0 outside.
+    tags: ``(K,)`` where each point comes from, for people and analyses; methods never see it.
+    """
+
+    positions: np.ndarray
+    labels: np.ndarray
+    tags: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(frozen=True)
 class Batch:
     """What a method is given to learn from or to segment.
 
