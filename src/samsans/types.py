@@ -244,8 +244,9 @@ class Stage:
 
     images: learn from the first so many training slices alone, in their order; ``None``: all.
     begins: from the ``last`` weights of the stage before, or its ``best`` ones where slices were held out.
-    selects: what chooses the best weights on held-out slices: the mean ``dice`` of what is predicted, or of samples the
-        generalised energy distance ``ged``, lowest.  Each stage chooses anew; the run's best are the last stage's.
+    selects: what chooses the best weights on held-out slices: the mean ``dice`` of what is predicted; of samples the
+        generalised energy distance ``ged``, lowest; or nothing: the ``last`` are the best.  Each stage chooses anew;
+        the run's best are the last stage's.
     """
 
     name: str
@@ -253,7 +254,7 @@ class Stage:
     share: float = 1.0
     images: int | None = None
     begins: Literal["last", "best"] = "last"
-    selects: Literal["dice", "ged"] = "dice"
+    selects: Literal["dice", "ged", "last"] = "dice"
 
 
 @dataclass(frozen=True)
