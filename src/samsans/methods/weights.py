@@ -72,8 +72,10 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         raise InputError(f"{path} is not a safetensors file: {error}", todo="Save or copy it again") from error
 
 
-def load_weights(method: nn.Module, path: str | Path) -> dict[str, str]:
-    """Read what ``save_weights`` wrote into a freshly built method, strictly, and return the file's notes.
+def load_weights(method: nn.Module, path: str | Path, names: Collection[str] | None = None) -> dict[str, str]:
+    """Read what ``save_weights`` wrote into a method, strictly, and return the file's notes.
+
+    names: what the file must hold; default ``stored_names(method)``, of a freshly built method.
 
     Raises:
         InputError: another base model; missing or unexpected entries or other shapes, counted by group.
@@ -92,7 +94,7 @@ def load_weights(method: nn.Module, path: str | Path) -> dict[str, str]:
         )
     with safe_open(path, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    load_state(method, state, stored_names(method), str(path))
+    load_state(method, state, stored_names(method) if names is None else names, str(path))
     return notes
 
 
