@@ -16,6 +16,7 @@ from samsans.io.files import (
 )
 from samsans.io.orientation import Orientation
 from samsans.io.read import content_hash, read_image, read_labels
+from samsans.io.samples import read_samples, write_samples
 from samsans.io.write import write_image, write_labels
 
 __all__ = [
@@ -31,11 +32,13 @@ __all__ = [
     "output_suffix",
     "read_image",
     "read_labels",
+    "read_samples",
     "stem",
     "suffix",
     "sweep",
     "write_image",
     "write_json",
     "write_labels",
+    "write_samples",
     "write_text",
 ]

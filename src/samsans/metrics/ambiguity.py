@@ -75,6 +75,17 @@ class Ambiguity:
 
 
 @dataclass(frozen=True)
+class Overlaps:
+    """M masks of one image compared with each other.
+
+    iou: ``(M, M)`` float64.  empty: ``(M,)`` bool, which of them hold no pixel.
+    """
+
+    iou: np.ndarray
+    empty: np.ndarray
+
+
+@dataclass(frozen=True)
 class Reliability:
     """Sums over pixels by bin of the predicted probability; those of several images add up.
 
@@ -119,7 +130,7 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def ged(samples: np.ndarray, annotations: np.ndarray) -> Ged:
     """Generalised energy distance of ``samples (K, ...)`` and ``annotations (A, ...)``, boolean."""
     left, right = _flat(samples, annotations)
-    return _ged(_all_iou(left, right), len(left))
+    return _ged(overlaps(np.concatenate([left, right])).iou, len(left))
 
 
 def hm_iou(samples: np.ndarray, annotations: np.ndarray) -> float:
@@ -140,15 +151,29 @@ def compare(samples: np.ndarray, annotations: np.ndarray) -> Ambiguity:
     Raises InputError where one of them is not boolean or empty of masks, or their shapes differ.
     """
     left, right = _flat(samples, annotations)
-    k = len(left)
-    overlap = _all_iou(left, right)
+    found = overlaps(np.concatenate([left, right]))
+    return measure(found, range(len(left)), range(len(left), len(left) + len(right)))
+
+
+def overlaps(masks: np.ndarray) -> Overlaps:
+    """Of ``masks (M, ...)``, boolean, at least one, with each other: by one matrix product, chunk by chunk."""
+    flat, _ = _flat(masks, masks)
+    both, area, _ = _counts(flat, flat)
+    return Overlaps(_ratio(both, area[:, None] + area[None] - both), area == 0)
+
+
+def measure(masks: Overlaps, samples: Sequence[int], annotations: Sequence[int]) -> Ambiguity:
+    """All metrics of the masks numbered ``samples`` against those numbered ``annotations``; numbers may repeat."""
+    k, a = len(samples), len(annotations)
+    chosen = np.array([*samples, *annotations])
+    overlap = masks.iou[np.ix_(chosen, chosen)]
     energy, cross = _ged(overlap, k), overlap[:k, k:]
     pairs = 2 * cross / (1 + cross)  # Dice of the same pairs
     return Ambiguity(
         samples=k,
-        annotations=len(right),
-        empty_samples=int((~left.any(axis=1)).sum()),
-        empty_annotations=int((~right.any(axis=1)).sum()),
+        annotations=a,
+        empty_samples=int(masks.empty[chosen[:k]].sum()),
+        empty_annotations=int(masks.empty[chosen[k:]].sum()),
         ged=energy.squared,
         cross=energy.cross,
         sample_diversity=energy.sample_diversity,
@@ -228,13 +253,6 @@ def _counts(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """``part / whole``; 1 where nothing is there at all."""
     return np.divide(part, whole, out=np.ones(np.broadcast_shapes(part.shape, whole.shape)), where=whole > 0)
-
-
-def _all_iou(samples: np.ndarray, annotations: np.ndarray) -> np.ndarray:
-    """``(K + A, K + A)`` IoU of all masks with all, by one product."""
-    masks = np.concatenate([samples, annotations])
-    both, area, _ = _counts(masks, masks)
-    return _ratio(both, area[:, None] + area[None] - both)
 
 
 def _ged(overlap: np.ndarray, k: int) -> Ged:
