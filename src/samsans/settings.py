@@ -85,7 +85,8 @@ class BackboneConfig:
     """The Segment Anything Model underneath.
 
     Args:
-        name: A name of ``samsans models``, a hub id, a local directory, or an original ``.pth`` file.
+        name: A name of ``samsans models``, a hub id, a local directory, or an original ``.pth`` file; none:
+            for prob_unet, which has no SAM inside.
         input_size: Side S of the square the model sees, in pixels, a multiple of the patch; null: the backbone's own.
         resize: squash to S x S, or pad: longest side to S, bottom and right padded; padding is background to the losses
             and left out of class counts, scores and results.
