@@ -203,10 +203,11 @@ class TrainConfig:
         warmup: Steps of linear warm-up.
         clip: Largest gradient norm; 0 never clips.
         precision: fp32, or bf16 autocast.
-        validate_every: Steps between validations; 0 validates at the end only.
+        validate_every: Steps between validations; 0 validates at the end of each training stage only.
+        validate_epochs: Epochs between validations, instead of ``validate_every``; 0: that decides.
         save_every: Steps between checkpoints.
         save_minutes: Also save when this many minutes have passed since the last checkpoint.
-        patience: Stop after this many validations without improvement; 0 never.
+        patience: Stop after this many validations without improvement in the last training stage; 0 never.
         pictures_every: Steps between sample pictures; 0 none.
         workers: Processes that prepare batches.
         accelerator: auto, cpu, gpu or mps.
@@ -232,6 +233,7 @@ class TrainConfig:
     clip: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     validate_every: int = 0
+    validate_epochs: int = 0
     save_every: int = 200
     save_minutes: float = 2.0
     patience: int = 0
