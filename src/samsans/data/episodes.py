@@ -6,6 +6,7 @@ of its step.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -161,21 +162,35 @@ class BatchSource:
         self.augmentation = augmentation
         self.seed = seed
         self.foreground = foreground
+        self.count = len(slices)
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps of one process that pass once over the training slices."""
-        return -(-len(self.slices) // self.batch_size)
+        return -(-self.count // self.batch_size)
+
+    def first(self, count: int) -> BatchSource:
+        """The same from the first ``count`` slices alone; from all where there are no more.
+
+        Raises InputError where none of them shows an object.
+        """
+        fewer = copy.copy(self)
+        fewer.count = min(count, self.count)
+        if count < 1 or not self.slices.present[: fewer.count].any():
+            raise InputError(
+                f"the first {count} training slices show no object", "slices that do", "Learn from more slices"
+            )
+        return fewer
 
     def draw(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
         """Indices ``(B,)`` of a step: the ``step``-th stretch of all epochs' orders laid end to end, shared by rank."""
-        count = len(self.slices)
+        count = self.count
         places = (step * world + rank) * self.batch_size + np.arange(self.batch_size)
         orders = {
             int(e): np.random.default_rng([self.seed, 1, int(e)]).permutation(count) for e in set(places // count)
         }
         indices = np.array([orders[int(p // count)][p % count] for p in places])
-        shown = np.asarray(self.slices.present.any(1))
+        shown = np.asarray(self.slices.present[:count].any(1))
         lacking = np.flatnonzero(~shown[indices])
         missing = int(np.ceil(self.foreground * self.batch_size)) - int(shown[indices].sum())
         if missing > 0 and shown.any():
