@@ -89,6 +89,10 @@ class Dataset:
             affine = affine_of_spacing(self.spacing)
         return Volume(_join([v.array for v in volumes], files, axis=0), affine, files[0])
 
+    def read_annotations(self, case: Case) -> tuple[Volume, ...]:
+        """The label maps of all annotators of a case, in their order; empty where it has no mask."""
+        return tuple(self.read_labels(case, annotator) for annotator in range(len(case.labels)))
+
 
 def _join(arrays: Sequence[np.ndarray], paths: Sequence[Path], axis: int) -> np.ndarray:
     if len(arrays) == 1:

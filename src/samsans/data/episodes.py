@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -201,14 +202,41 @@ class BatchSource:
         return indices
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
-        """``Batch`` of ``batch_size`` slices with the masks of all objects, without ``targets``."""
-        items = [self.slices[int(i)] for i in self.draw(step, rank, world)]
-        images, masks, valid = _stack(items)
+        """``Batch`` of ``batch_size`` slices with the masks of all objects (and all annotations), no ``targets``."""
         rng = np.random.default_rng([self.seed, 3, step, rank])
-        images, masks = augment(images, masks, self.augmentation, rng)
-        masks = masks & inside(valid, images.shape[-1])[:, None]
-        shown = self.slices.preprocess.normalize(images, valid)
-        return Batch(shown, masks, tuple(s.id for s in items), self.slices.objects, None, valid)
+        return plain_batch(self.slices, self.draw(step, rank, world), self.augmentation, rng)
+
+
+def plain_batch(
+    slices: SliceDataset,
+    indices: Sequence[int] | np.ndarray,
+    augmentation: AugmentConfig | None = None,
+    rng: np.random.Generator | None = None,
+) -> Batch:
+    """Those slices as one batch without ``targets``, normalised, nothing being drawn on padding.
+
+    augmentation: changed at random, by ``rng``; masks and annotations alike.  ``Batch.annotations`` and ``drawn`` are
+    there where ``slices`` reads all annotators.
+    """
+    items = [slices[int(i)] for i in indices]
+    images, masks, valid = _stack(items)
+    drawn = [s.drawn for s in items if s.drawn is not None]
+    annotated = [s.annotations for s in items if s.annotations is not None]
+    annotations = torch.stack(annotated) if annotated else masks[:, None]
+    if augmentation is not None:
+        assert rng is not None
+        images, packed = augment(images, annotations.flatten(1, 2), augmentation, rng)  # annotators as channels
+        annotations = packed.reshape(annotations.shape)
+    annotations = annotations & inside(valid, images.shape[-1])[:, None, None]
+    batch = Batch(
+        slices.preprocess.normalize(images, valid),
+        annotations[:, 0],
+        tuple(s.id for s in items),
+        slices.objects,
+        None,
+        valid,
+    )
+    return replace(batch, annotations=annotations, drawn=torch.stack(drawn)) if drawn else batch
 
 
 def _require_objects(slices: SliceDataset) -> None:
