@@ -66,12 +66,13 @@ ORIGINAL_NAMES = (
 )
 
 
-def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Sam:
+def load_backbone(config: BackboneConfig, *, seed: int = 0, masks: int | None = None) -> Sam:
     """The backbone that ``config`` names, ready to encode and decode, on the CPU in float32.
 
     ``config.name``: a name of the zoo, a hub id ``org/name``, a folder or file of weights.  ``seed`` decides the
     weights of those that start from random ones, and nothing else.  The base is frozen unless ``config.train`` is
-    ``all``.  Raises ``InputError`` where the weights are not here and cannot be fetched, or do not fit.
+    ``all``.  ``masks``: another number of masks in the decoder, whose tokens and heads are then drawn from ``seed`` (see
+    ``load_network``).  Raises ``InputError`` where the weights are not here and cannot be fetched, or do not fit.
     """
     if config.name == "none":
         known = ", ".join(zoo.BACKBONES)
@@ -81,7 +82,9 @@ def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Sam:
     entry, canvas = zoo.BACKBONES.get(config.name), None
     if entry is not None and entry.from_scratch:
         side = config.input_size or entry.input_size
-        model = build_network(entry.architecture_for(side), side, config.attention)
+        arch = entry.architecture_for(side)
+        arch = arch if masks is None else dataclasses.replace(arch, multimask=masks)
+        model = build_network(arch, side, config.attention)
         report = LoadReport(f"random numbers, seed {seed}", len(initialise(model, seed).state_dict()))
     else:
         path = find_weights(config.name)
