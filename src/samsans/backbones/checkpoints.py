@@ -71,7 +71,7 @@ def load_backbone(config: BackboneConfig, *, seed: int = 0, masks: int | None = 
 
     ``config.name``: a name of the zoo, a hub id ``org/name``, a folder or file of weights.  ``seed`` decides the
     weights of those that start from random ones, and nothing else.  The base is frozen unless ``config.train`` is
-    ``all``.  ``masks``: another number of masks in the decoder, whose tokens and heads are then drawn from ``seed`` (see
+    ``all``.  ``masks``: another number of masks in the decoder, whose heads are then drawn from ``seed`` (see
     ``load_network``).  Raises ``InputError`` where the weights are not here and cannot be fetched, or do not fit.
     """
     if config.name == "none":
