@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from data_files import picture, png, square
@@ -13,6 +15,7 @@ from samsans.data.cases import Dataset, find_cases
 from samsans.data.episodes import BatchSource, plain_batch
 from samsans.data.slices import SliceDataset
 from samsans.data.transforms import Preprocess
+from samsans.errors import InputError
 
 PREPARE = Preprocess(32)
 
@@ -96,3 +99,57 @@ def test_training_batches_carry_annotations(tmp_path: Path) -> None:
     assert torch.equal(first.annotations, again.annotations)
     same = first.annotations[list(first.ids).index("d")] if "d" in first.ids else None
     assert same is None or torch.equal(same[0], same[1]), "equal masks stay equal"
+
+
+def test_one_mask_holds_nested_annotators(tmp_path: Path) -> None:
+    mask = np.zeros((12, 16), np.uint8)
+    mask[2:10, 2:10], mask[3:8, 3:8], mask[4:6, 4:6] = 2, 4, 1
+    png(tmp_path / "images/a.png", picture(0))
+    png(tmp_path / "labels/a.png", mask)
+    config = DataConfig(path=str(tmp_path), annotators={"core": [1], "whole": [4, 1, 2], "enhancing": [4]})
+    dataset = find_cases(config)
+    assert [(c.name, c.label, c.values) for c in dataset.classes] == [("object", 1, (1,))]
+    case = dataset.cases[0]
+    assert len(case.labels) == 3
+    read = dataset.read_annotations(case)
+    assert [int(v.array.sum()) for v in read] == [4, 64, 21]
+    assert np.array_equal(read[1].array[0], mask > 0)
+    assert "3 annotators of one mask by its values: core [1], whole [1, 2, 4], enhancing [4]" in dataset.notes
+    item = SliceDataset(dataset, ["a"], PREPARE, annotators=True)[0]
+    assert item.annotations is not None
+    assert item.annotations.shape == (3, 1, 32, 32)
+    assert not (item.annotations[0] & ~item.annotations[1]).any()
+
+
+def test_threshold_reads_masks_kept_as_jpeg(tmp_path: Path) -> None:
+    soft = picture(9)
+    png(tmp_path / "images/a.png", picture(0))
+    png(tmp_path / "labels/a.png", soft)
+    dataset = find_cases(DataConfig(path=str(tmp_path), threshold=200))
+    assert [(c.name, c.values) for c in dataset.classes] == [("object", (1,))]
+    assert np.array_equal(dataset.read_labels(dataset.cases[0]).array[0], soft > 200)
+    named = find_cases(DataConfig(path=str(tmp_path), threshold=200, classes={"nodule": [1]}))
+    assert named.classes[0].name == "nodule"
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"threshold": 9, "classes": {"a": [255]}}, r"a: \[255\].* beside data.threshold"),
+        ({"threshold": 9, "classes": {"a": [1], "b": [1]}}, "beside data.threshold"),
+        ({"annotators": {"a": [1]}, "classes": {"b": [2]}}, "beside data.annotators"),
+        ({"annotators": {"a": [1]}, "threshold": 9}, "data.threshold beside data.annotators"),
+        ({"annotators": {"a": []}}, "'a' has no mask value"),
+    ],
+)
+def test_settings_that_make_one_object_refuse_others(tmp_path: Path, config: dict[str, Any], found: str) -> None:
+    png(tmp_path / "images/a.png", picture(0))
+    png(tmp_path / "labels/a.png", square())
+    with pytest.raises(InputError, match=found):
+        find_cases(DataConfig(path=str(tmp_path), **config))
+
+
+def test_several_masks_are_not_several_annotators_each(tmp_path: Path) -> None:
+    ambiguous(tmp_path)
+    with pytest.raises(InputError, match="has 3 masks"):
+        find_cases(DataConfig(path=str(tmp_path), annotators={"a": [1], "b": [1, 2]}))
