@@ -242,6 +242,7 @@ def _predict(argv: list[str]) -> int:
     parser.add_argument("--split", choices=["train", "val", "test"], help="only this part of the run's own split")
     parser.add_argument("--labels", type=str, help="true masks, for the prompted baselines alone")
     parser.add_argument("--probabilities", action="store_true", help="also write each object's probability")
+    parser.add_argument("--samples", type=int, metavar="K", help="also write K plausible answers, e.g. of P2SAM")
     parser.add_argument("--view", help="another answer of the method, e.g. stage1 of H-SAM")
     parser.add_argument("--largest-component", action="store_true", help="keep each object's largest piece alone")
     parser.add_argument(
@@ -256,9 +257,11 @@ def _predict(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--batch-size", type=int, help="slices a batch")
-    parser.add_argument("--seed", type=int, help="of the draw of supports")
+    parser.add_argument("--seed", type=int, help="of the draws of supports and samples")
     _data_options(parser)
     args = _parse(parser, argv)
+    if args.samples is not None and args.samples < 1:
+        raise InputError(f"--samples {args.samples}", "at least 1", "Leave it out for the method's own answer alone")
     from samsans import api
     from samsans.display import Display
 
@@ -288,6 +291,7 @@ def _predict(argv: list[str]) -> int:
             view=args.view,
             largest_component=args.largest_component,
             mirror=args.mirror,
+            samples=args.samples or 0,
             overwrite=args.overwrite,
             on_progress=display.step,
         )
