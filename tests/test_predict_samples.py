@@ -7,71 +7,28 @@ import itertools
 import json
 import math
 import tracemalloc
-from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 import samsans
+from sampling_method import LESION, levels, segmenter, slope
 from samsans import cli, io, methods
 from samsans import config as configuration
 from samsans.data.classes import write_classes
 from samsans.errors import InputError
-from samsans.inference import Manifest, Segmenter
+from samsans.inference import Manifest
 from samsans.inference import samples as drawing
 from samsans.inference.samples import bits, seed_of
 from samsans.methods.weights import save_weights
-from samsans.types import Batch, ClassInfo, Needs
-from threshold_method import DISC_CUP, run_config
+from threshold_method import DISC_CUP
 from threshold_method import segmenter as without_samples
 
-LESION = (ClassInfo("lesion", 3, (1,)),)
 MADE = {"classes.json", "config.yaml", "manifest.json"}
-
-
-class Levels(nn.Module):
-    """The object is what is brighter than a level: half for the mean, half and a draw for a sample."""
-
-    needs = Needs(samples=True)
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.backbone = SimpleNamespace(input_size=size, base_hash="base")
-        self.batches: list[tuple[str, ...]] = []
-        self.views = ("other",)
-
-    def predict(self, batch: Batch, support: Any = None) -> Tensor:
-        return 20 * (batch.images.mean(1, keepdim=True) - 0.5)
-
-    def sample(self, batch: Batch, seeds: Sequence[int], count: int) -> Tensor:
-        self.batches.append(batch.ids)
-        noise = [torch.randn(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        levels = 0.5 + 0.2 * torch.stack(noise)[..., None, None, None]
-        return 20 * (batch.images.mean(1)[:, None, None] - levels)
-
-
-def segmenter(size: int = 24, classes: Sequence[ClassInfo] = LESION, **data: Any) -> Segmenter:
-    config = run_config(data={"window": [0, 255]} | data)
-    config.backbone.statistics = "unit"
-    return Segmenter(Levels(size), config, classes, device="cpu")
-
-
-def slope(seed: int, height: int = 20, width: int = 24) -> np.ndarray:
-    """Grey that rises from left to right, and noise: ``(H, W)`` uint8."""
-    noise = np.random.default_rng(seed).integers(0, 40, (height, width))
-    return (np.linspace(0, 210, width)[None] + noise).astype(np.uint8)
-
-
-def levels(name: str, count: int, seed: int = 0) -> np.ndarray:
-    generator = torch.Generator().manual_seed(seed_of(seed, name))
-    return 0.5 + 0.2 * torch.randn(count, generator=generator).numpy()
 
 
 def files(folder: Path) -> set[str]:
@@ -357,10 +314,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for name, told in (
         ("prob_unet", {"backbone.input_size": 32, "model.widths": [8, 16], "model.latent": 3}),
+        ("p2sam", {"backbone.name": "tiny", "backbone.input_size": 64}),
         ("autosam", {"backbone.name": "tiny", "backbone.input_size": 64}),
     ):
         config = configuration.from_dict(told, method=name, preset="scratch" if name == "prob_unet" else "paper")
         method = methods.build(config, ["lesion"])
+        if name == "p2sam":
+            method.begin(method.stages(config)[1], augmented=False)
         (folder / name / "model").mkdir(parents=True)
         (folder / name / "config.yaml").write_text(configuration.dump(config))
         write_classes(folder / name / "classes.json", LESION)
@@ -368,7 +328,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["prob_unet"])
+@pytest.mark.parametrize("name", ["prob_unet", "p2sam"])
 def test_from_the_command_line(name: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = pictures(tmp_path / "in", "x.png", "y.png")
     path = oblique(tmp_path / "volumes")
