@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samsans import io
+from samsans import cli, io
 from samsans.config import DataConfig, SplitConfig
 from samsans.data.cases import find_cases
 from samsans.data.convert import convert
@@ -182,3 +182,15 @@ def test_a_pickle_as_data_set_names_the_command(tmp_path: Path) -> None:
             find_cases(DataConfig(path=str(data)))
     with pytest.raises(InputError, match="is a pickle"):
         io.read_image(path)
+
+
+def test_the_command_converts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path / "x.pickle", {"a": crop(0)})
+    assert cli.main(["convert", str(path), "-o", str(tmp_path / "out")]) == 0
+    table = tmp_path / "out" / "cases.csv"
+    said = capsys.readouterr().out
+    assert "1 images of 1 series, 4 masks, 1 of them empty" in said
+    assert f"next: samsans check {table}" in said
+    assert cli.main(["check", str(table)]) == 0
+    assert cli.main(["convert", str(path), "-o", str(tmp_path / "out")]) == 2
+    assert "not an empty folder" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from samsans import zoo
 from samsans.errors import InputError
 
 if TYPE_CHECKING:
@@ -155,6 +156,19 @@ def show(name: str) -> str:
         if row.get("note"):
             lines.append(f"           {row['note']}")
     return "\n".join(lines)
+
+
+def catalogue(action: str, name: str | None = None) -> str:
+    """What ``samsans models list | show | where`` prints: all entries, one of them, or where the weights lie."""
+    if action == "list":
+        return f"{zoo.table()}\n\n{table()}"
+    if action == "show":
+        if name is None:
+            raise InputError("`samsans models show` without a name", "one that `samsans models list` prints")
+        return show(name) if name in names() else zoo.show(name)
+    found = [zoo.backbone_entry(name)] if name else zoo.list_backbones()
+    places = ("needs no weights" if e.from_scratch else zoo.where(e.name) or "not on this machine" for e in found)
+    return "\n".join(f"{entry.name:14}{place}" for entry, place in zip(found, places, strict=True))
 
 
 def departures(config: RunConfig) -> tuple[str, ...]:
