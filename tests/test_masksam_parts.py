@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from masksam_tools import count, seeded, tiny
+from samsans import config as configuration
 from samsans.backbones.attention import to_windows
 from samsans.backbones.sam import LoadReport, Sam, build_network, tie_positions
 from samsans.backbones.start import initialise
@@ -58,6 +59,9 @@ def on_meta(arch: Any, side: int) -> Sam:
 def test_published_networks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters of every group, and shapes of every answer, without memory."""
     arch, side, depth, objects, config = LAYOUTS[name]
+    recipe = configuration.load(f"masksam_{name}")
+    assert replace(recipe.model, matching=config.matching) == config
+    assert (recipe.backbone.input_size, len(recipe.data.classes or ())) == (side, objects)
     backbone = on_meta(arch, side)
     with torch.device("meta"):
         method = MaskSam(backbone, config, objects, depth)
