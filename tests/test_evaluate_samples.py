@@ -11,9 +11,9 @@ import pytest
 from samsans import io
 from samsans.errors import InputError
 from samsans.io.samples import map_file, write_beside
-from samsans.metrics import ambiguity, evaluate, matching
+from samsans.metrics import ambiguity, evaluate, matching, sampled
 from samsans.recipes import PublishedSets, RecipeConfig
-from samsans.types import Case, Progress, Volume
+from samsans.types import Case, ClassInfo, Progress, Volume
 
 AFFINE = np.diag([0.5, 0.5, 3.0, 1.0])
 K = 6
@@ -69,6 +69,15 @@ def build(root: Path, ending: str = ".png", depth: int = 1, value: int = 255) ->
     return cases
 
 
+def score(out: Path, cases: list[Case], seed: int = 0) -> sampled.Sampled:
+    """The samples alone, without a report."""
+    nodule = (ClassInfo("nodule", 1, (255,)),)
+    pairs = matching.match(out, cases).pairs
+    found = sampled.score(sampled.Folder(out, K, nodule), pairs, resamples=0, seed=seed)
+    assert found is not None
+    return found
+
+
 def expected(name: str, ids: list[str]) -> float:
     return float(np.mean([getattr(ambiguity.compare(masks(SAMPLES[i]), masks(ANNOTATIONS[i])), name) for i in ids]))
 
@@ -108,8 +117,7 @@ def test_numbers(tmp_path: Path, ending: str, depth: int) -> None:
 
 def test_trivial_answers(tmp_path: Path) -> None:
     cases = build(tmp_path)
-    found = evaluate(tmp_path / "out", cases, tmp_path / "report", bootstrap=0).ambiguity
-    assert found is not None
+    found = score(tmp_path / "out", cases)
     wanted: dict[str, list[float]] = {"empty": [], "repeated": []}
     for id, radii in ANNOTATIONS.items():
         wanted["empty"].append(ambiguity.ged(masks((0,) * K), masks(radii)).squared)
@@ -120,11 +128,9 @@ def test_trivial_answers(tmp_path: Path) -> None:
     best = found.trivial["annotators"]
     assert best["absent"]["ged"] == 0
     assert best["all"]["hm_iou"] > found.groups["all"]["hm_iou"]
-    again = evaluate(tmp_path / "out", cases[::-1], tmp_path / "again", bootstrap=0).ambiguity
-    assert again is not None
+    again = score(tmp_path / "out", cases[::-1])
     assert again.trivial == found.trivial  # drawn by the name of the image, in whatever order
-    other = evaluate(tmp_path / "out", cases, tmp_path / "other", bootstrap=0, seed=1).ambiguity
-    assert other is not None
+    other = score(tmp_path / "out", cases, seed=1)
     assert other.trivial["annotators"] != best
     assert other.trivial["empty"] == found.trivial["empty"]
 
@@ -139,15 +145,12 @@ def test_mean_probabilities_are_read_where_all_are_there(tmp_path: Path, ending:
         like = Volume(soft, AFFINE if ending != ".png" else None)
         io.write_image(path, (soft * 65535).astype(np.uint16) if ending == ".png" else soft.astype(np.float32), like)
         io.write_image(out / map_file("entropy", f"{id}{ending}", "nodule"), soft.astype(np.uint8), like)
-    found = evaluate(out, cases, tmp_path / "report").ambiguity
-    assert found is not None
+    found = score(out, cases)
     assert found.probability == "mean probability of the samples"
     votes = np.mean([masks(radii).mean() for radii in ANNOTATIONS.values()])
     assert found.groups["all"]["ece"] == pytest.approx(abs(0.25 - votes), abs=1e-4)
     path.unlink()
-    found = evaluate(out, cases, tmp_path / "report").ambiguity
-    assert found is not None
-    assert found.probability.startswith("share")
+    assert score(out, cases).probability.startswith("share")
 
 
 def test_what_is_written(tmp_path: Path) -> None:
