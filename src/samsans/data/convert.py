@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from samsans.data.classes import named_classes, write_classes
+from samsans.data.layouts import TABLE
 from samsans.errors import InputError
 from samsans.io.files import PICKLE_SUFFIXES
 from samsans.io.lidc import Crop, read_crops
@@ -19,7 +20,6 @@ from samsans.io.write import write_image, write_labels
 from samsans.types import Progress
 
 COLUMNS = ("image", "label", "patient", "rater")
-TABLE = "cases.csv"
 
 
 def convert(
@@ -29,7 +29,7 @@ def convert(
 
     ``images/00000.png`` and on, in the order of the file, 8-bit grey; ``labels_0/`` and on, one mask an annotator, of
     the value 1, empty ones too; ``cases.csv`` with the series as patient; ``classes.json``.  The folder appears
-    complete or not at all.  Returns the table, to be given as data set, and notes for people.
+    complete or not at all.  Returns ``out``, which is a data set then, and notes for people.
 
     Raises InputError where the file is another one or ``out`` holds something.
     """
@@ -50,9 +50,9 @@ def convert(
             table.writerow(COLUMNS)
             for number, crop in enumerate(crops):
                 table.writerows(_write(draft, f"{number:05d}", crop))
-                drawn = crop.masks.any((1, 2))
                 series.add(crop.series)
-                masks, empty, blank = masks + len(drawn), empty + int((~drawn).sum()), blank + (not drawn.any())
+                nothing = [not mask.any() for mask in crop.masks]
+                masks, empty, blank = masks + len(nothing), empty + sum(nothing), blank + all(nothing)
                 if on_progress is not None:
                     on_progress(Progress(number + 1, count, crop.key))
         write_classes(draft / "classes.json", named_classes({"nodule": [1]}))
@@ -64,7 +64,7 @@ def convert(
         raise
     notes = [f"{count} images of {len(series)} series, {masks} masks, {empty} of them empty"]
     notes += [f"on {blank} images no annotator drew anything"] if blank else []
-    return out / TABLE, tuple(notes)
+    return out, tuple(notes)
 
 
 def _write(root: Path, name: str, crop: Crop) -> list[tuple[str, str, str, int]]:

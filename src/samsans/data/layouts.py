@@ -41,11 +41,12 @@ LABEL_FOLDERS = (
     *("labels", "label", "masks", "mask", "annotations", "annotation", "annots", "annot", "gt", "gts"),
     *("groundtruth", "ground_truth", "seg", "segs", "segmentation", "segmentations"),
 )
+TABLE = "cases.csv"
 DEPTH = 4  # how deep below the root image folders are looked for
 KNOWN = (
     "images/ beside labels/ or masks/ (also per patient), nnU-Net raw or Medical Segmentation Decathlon "
     "(imagesTr/ labelsTr/ dataset.json), .npz or .h5 files with the arrays image and label (train_npz/ test_vol_h5/), "
-    "a CSV file with the columns image and label, or a folder of images"
+    "a CSV file with the columns image and label (or cases.csv in the folder), or a folder of images"
 )
 
 
@@ -134,6 +135,16 @@ def csv_file(path: Path) -> Found:
         )
         pairs.append(Pair(name, (image,), drawn, patients.get(name), part_of(parts.get(name, ""))))
     return Found("CSV", tuple(pairs))
+
+
+def table(root: Path) -> Found | None:
+    """The table ``cases.csv`` of a folder, which knows patients and annotators that names of files do not tell."""
+    path = root / TABLE
+    if not path.is_file():
+        return None
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        columns = re.split(r"[,;\t]", file.readline().strip().lower())
+    return csv_file(path) if "image" in columns else None
 
 
 def json_names(described: Mapping[str, Any]) -> tuple[dict[str, list[int]] | None, list[str]]:
@@ -338,7 +349,7 @@ def _first_part(folder: str) -> str | None:
     return part_of(re.split(r"[_-]", folder, maxsplit=1)[0])
 
 
-FOLDER_LAYOUTS: Sequence[Callable[[Path], Found | None]] = (decathlon, folders, arrays, one_folder)
+FOLDER_LAYOUTS: Sequence[Callable[[Path], Found | None]] = (table, decathlon, folders, arrays, one_folder)
 
 
 def recognise(root: Path, images: str | None = None, labels: str | None = None) -> Found:
