@@ -118,6 +118,8 @@ def test_one_mask_holds_nested_annotators(tmp_path: Path) -> None:
     case = dataset.cases[0]
     assert len(case.labels) == 3
     read = dataset.read_annotations(case)
+    alone = [dataset.read_labels(case, annotator) for annotator in range(3)]
+    assert all(np.array_equal(a.array, b.array) for a, b in zip(read, alone, strict=True))
     assert [int(v.array.sum()) for v in read] == [4, 64, 21]
     assert np.array_equal(read[1].array[0], mask > 0)
     assert "3 annotators of one mask by its values: core [1], whole [1, 2, 4], enhancing [4]" in dataset.notes

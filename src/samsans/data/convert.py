@@ -14,9 +14,9 @@ import numpy as np
 from samsans.data.classes import named_classes, write_classes
 from samsans.data.layouts import TABLE
 from samsans.errors import InputError
+from samsans.io import images
 from samsans.io.files import PICKLE_SUFFIXES
 from samsans.io.lidc import Crop, read_crops
-from samsans.io.write import write_image, write_labels
 from samsans.types import Progress
 
 COLUMNS = ("image", "label", "patient", "rater")
@@ -70,10 +70,17 @@ def convert(
 def _write(root: Path, name: str, crop: Crop) -> list[tuple[str, str, str, int]]:
     """Write the files of a crop below ``root``; its rows of the table, one an annotator."""
     image = f"images/{name}.png"
-    write_image(root / image, np.rint(crop.image * 255).astype(np.uint8)[None])
+    _save(root / image, np.rint(crop.image * 255).astype(np.uint8)[None, :, :, None])
     rows = []
     for rater, mask in enumerate(crop.masks):
         label = f"labels_{rater}/{name}.png"
-        write_labels(root / label, mask.astype(np.uint8)[None])
+        _save(root / label, mask.astype(np.uint8)[None])
         rows.append((image, label, crop.series, rater))
     return rows
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """One PNG, not flushed to disk by itself: the folder it lies in is a draft."""
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "wb") as file:
+        images.write(file, array)
