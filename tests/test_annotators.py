@@ -220,6 +220,18 @@ def test_folders_and_tables_keep_their_order(tmp_path: Path) -> None:
     assert [c[0] for c in table.cases[0].labels] == [tmp_path / name for name in names]
 
 
+def test_a_table_in_the_folder_tells_more_than_the_names(tmp_path: Path) -> None:
+    files(tmp_path, "images/a.png", "labels_1/a.png", "labels_2/a.png")
+    table = tmp_path / "cases.csv"
+    table.write_text("image;label;patient\nimages/a.png;labels_2/a.png;p7")
+    found = find_cases(DataConfig(path=str(tmp_path)), infer=False)
+    assert found.layout == "CSV"
+    assert found.cases[0].patient == "p7"
+    assert drawn(found) == {"images/a": ["labels_2/a.png"]}
+    table.write_text("id,dice\na,0.5")  # that of a report
+    assert find_cases(DataConfig(path=str(tmp_path)), infer=False).layout == "image and label folders"
+
+
 def test_patterns_know_parts_by_the_first_folder(tmp_path: Path) -> None:
     names = [f"{part}/{n}/{what}.png" for part in ("training", "testing", "more") for n, what in ((1, "i"), (1, "m10"))]
     files(tmp_path, *names, "training/1/m2.png")
