@@ -79,7 +79,7 @@ def test_one_annotator_is_read_where_not_asked_for_more(tmp_path: Path) -> None:
 def test_slices_that_nobody_drew_on_are_left_out_and_counted(tmp_path: Path) -> None:
     slices = SliceDataset(ambiguous(tmp_path), ["a", "b", "c", "d"], PREPARE, annotators=True, foreground=True)
     assert slices.ids == ("a", "b", "d")
-    assert slices.notes == ("1 of 4 slices, on which no annotator drew anything, are left out",)
+    assert slices.notes == ("1 of 4 slices, on which nothing is drawn, are left out",)
     assert SliceDataset(ambiguous(tmp_path), ["a", "c"], PREPARE, annotators=True).notes == ()
 
 
