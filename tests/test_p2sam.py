@@ -200,6 +200,18 @@ def test_many_samples_are_decoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen == [2]
 
 
+def test_samples_after_a_prediction_need_no_second_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, shown = ready(), batch(annotated=False)
+    samples = method.sample(shown, [1, 2], 3)
+    seen = encodes(method, monkeypatch)
+    method.predict(shown)
+    assert torch.equal(method.sample(shown, [1, 2], 3), samples)
+    assert seen == [2]
+    method.predict(batch(annotated=False, first=5))
+    assert torch.equal(method.sample(shown, [1, 2], 3), samples)
+    assert seen == [2] * 3
+
+
 @torch.no_grad()
 def test_without_deviation_all_samples_are_the_mean_prompt() -> None:
     method = ready(log_sigma=-30.0)  # clamped to -10

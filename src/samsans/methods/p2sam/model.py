@@ -66,8 +66,8 @@ class P2Sam(nn.Module):
     def __init__(self, backbone: Sam, config: P2SamConfig, statistics: str = "unit") -> None:
         super().__init__()
         self.backbone, self.config, self.statistics = backbone, config, statistics
-        self.timer, self.cache = Timer(), Cache(0)
-        self.caching = False
+        self.timer, self.cache, self.caching = Timer(), Cache(0), False
+        self._predicted: tuple[Tensor, Tensor] | None = None  # images and features of the last prediction
         train_decoder(backbone)
         self.weights = MaskWeights(config.masks, config.weights if config.assembling else "fixed")
         self.prompter = self.snapshots = self.posterior = None
@@ -237,6 +237,7 @@ class P2Sam(nn.Module):
     def train(self, mode: bool = True) -> P2Sam:
         """Training mode; a backbone that is frozen by the stage stays in evaluation mode."""
         super().train(mode)
+        self._predicted = None
         if self.prompted:
             self.backbone.eval()
         return self
@@ -249,7 +250,7 @@ class P2Sam(nn.Module):
 
     def finish(self) -> None:
         """The weights are final: merge the adapters into the base for inference.  Training cannot go on."""
-        self.caching, self.cache = False, Cache(0)
+        self.caching, self.cache, self._predicted = False, Cache(0), None
         merge_lora(self.backbone)
 
     # -- answers ------------------------------------------------------------------------------------------------------
@@ -259,6 +260,7 @@ class P2Sam(nn.Module):
         """``(B, 1, S, S)`` float32 logits of the mean prompt; without prompts, of the assembled masks."""
         with self.timer("encode"):
             features = self.features(batch)
+        self._predicted = batch.images, features
         entering = None
         if self.prompted and self.prompter is not None:
             with self.timer("prompt"):
@@ -271,16 +273,20 @@ class P2Sam(nn.Module):
     def sample(self, batch: Batch, seeds: Sequence[int], count: int) -> Tensor:
         """``(B, count, 1, S, S)`` float32 logits of draws; each image's depend on its seed and nothing else.
 
-        The image is encoded once.  With ``snapshots`` the draws come from the copies in turn.  Without prompts there
-        is one answer, repeated; and where nothing is assembled either, the masks are the samples, in turn.
+        The image is encoded once, and not again where it has just been predicted.  With ``snapshots`` the draws come
+        from the copies in turn.  Without prompts there is one answer, repeated; and where nothing is assembled either,
+        the masks are the samples, in turn.
 
         Raises:
             InputError: not one seed for each image, or no sample asked for.
         """
         if len(seeds) != len(batch.images) or count < 1:
             raise InputError(f"{len(seeds)} seeds for {len(batch.images)} images, {count} samples", "a seed each")
-        with self.timer("encode"):
-            features = self.features(batch)
+        images, features = self._predicted or (None, None)
+        self._predicted = None
+        if features is None or images is not batch.images:
+            with self.timer("encode"):
+                features = self.features(batch)
         if not self.prompted or self.prompter is None:
             with self.timer("decode"):
                 answers = self._answers(features)
