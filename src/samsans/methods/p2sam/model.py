@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from samsans.backbones import add_lora, load_backbone, merge_lora
 from samsans.cache import GIB, Cache
 from samsans.errors import InputError
-from samsans.methods.classes import refuse_decoder_adapters, true_masks
+from samsans.methods.classes import refuse_decoder_adapters
+from samsans.methods.draws import Gaussian, all_annotations, choose, seeded_noise
 from samsans.methods.p2sam import losses
 from samsans.methods.p2sam.config import P2SamConfig, check
 from samsans.methods.p2sam.decoder import MaskWeights, enlarged, mask_maps, train_decoder
-from samsans.methods.p2sam.generator import Fusion, Gaussian, Generator, Prompter, grey_image, seeded_noise
+from samsans.methods.p2sam.generator import Fusion, Generator, Prompter, grey_image
 from samsans.methods.p2sam.snapshots import Snapshots
 from samsans.ops.timing import Timer
 from samsans.types import Batch, Needs, ParamGroup, Stage
@@ -148,7 +149,7 @@ class P2Sam(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Logits and the annotation they are to be compared with; in stage 2 of one draw, or those of the set loss."""
         annotations = all_annotations(batch)
-        target = losses.choose(annotations, batch.drawn, self.config.train_on_empty)
+        target = choose(annotations, batch.drawn, self.config.train_on_empty)
         features = self.features(batch)
         entering, divergence = None, None
         if self.prompted and self.prompter is not None:
@@ -315,11 +316,6 @@ class P2Sam(nn.Module):
         for i, network in enumerate(pool[:count]):
             entering[:, i :: len(pool)] = network(grey, noise[:, i :: len(pool)], self.no_mask)
         return entering
-
-
-def all_annotations(batch: Batch) -> Tensor:
-    """``(B, A, S, S)`` bool of the one object; the mask alone where the data has one annotator."""
-    return true_masks(batch) if batch.annotations is None else batch.annotations[:, :, 0]
 
 
 def build(config: RunConfig, objects: tuple[str, ...]) -> P2Sam:
