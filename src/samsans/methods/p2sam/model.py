@@ -275,20 +275,26 @@ class P2Sam(nn.Module):
         """``(B, count, 1, S, S)`` float32 logits of draws; each image's depend on its seed and nothing else.
 
         The image is encoded once, and not again where it has just been predicted.  With ``snapshots`` the draws come
-        from the copies in turn.  Without prompts there is one answer, repeated; and where nothing is assembled either,
-        the masks are the samples, in turn.
+        from the copies in turn.  Configured without prompts there is one answer, repeated; and where nothing is
+        assembled either, the masks are the samples, in turn.
 
         Raises:
-            InputError: not one seed for each image, or no sample asked for.
+            InputError: not one seed for each image, no sample asked for, or the prompts were never trained.
         """
         if len(seeds) != len(batch.images) or count < 1:
             raise InputError(f"{len(seeds)} seeds for {len(batch.images)} images, {count} samples", "a seed each")
+        if self.prompter is not None and not self.prompted:
+            raise InputError(
+                f"{count} samples of a p2sam whose training ended in its first stage",
+                "weights of the second, which learns the prompts that samples are drawn from",
+                "Go on with `samsans train ... --resume`, or predict without samples",
+            )
         images, features = self._predicted or (None, None)
         self._predicted = None
         if features is None or images is not batch.images:
             with self.timer("encode"):
                 features = self.features(batch)
-        if not self.prompted or self.prompter is None:
+        if self.prompter is None:
             with self.timer("decode"):
                 answers = self._answers(features)
                 return answers[:, torch.arange(count) % answers.shape[1], None]
@@ -302,7 +308,7 @@ class P2Sam(nn.Module):
     def _answers(self, features: Tensor) -> Tensor:
         """``(B, n, S, S)``: the different answers without prompts."""
         maps = self.decode(features)
-        if self.config.prompts or self.config.assembling:
+        if self.config.assembling:
             return self.assemble(maps)
         return enlarged(maps[:, 0].float(), self.backbone.input_size)
 
