@@ -21,8 +21,19 @@ EXPERIMENTS = {
     "nnunet": "samsans.experiments.nnunet:nnunet",
     "mirroring": "samsans.experiments.mirroring:mirroring",
     "prompts": "samsans.experiments.prompts:prompts",
+    "grid": "samsans.experiments.grid:grid",
+    "stability": "samsans.experiments.stability:stability",
+    "relevance": "samsans.experiments.relevance:relevance",
+    "context-encoders": "samsans.experiments.context_encoders:context_encoders",
+    "ablation": "samsans.experiments.ablation:ablation",
+    "choosing": "samsans.experiments.choosing:choosing",
 }
-OWN_OPTIONS = {"nnunet": ("python", "minutes", "threads", "mirror")}  # which only some experiments take
+OWN_OPTIONS = {  # which only some experiments take
+    "nnunet": ("python", "minutes", "threads", "mirror"),
+    "ablation": ("table", "steps", "minutes", "also"),
+    "grid": ("retrain", "steps", "minutes"),
+    "relevance": ("unrelated",),
+}
 
 
 @dataclass(frozen=True)
@@ -87,9 +98,16 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--split", choices=["val", "test"], help="which held-out part of the run (test, else val)")
     parser.add_argument("--convention", default="default", help="also score by this convention")
     parser.add_argument("--python", type=str, metavar="PATH", help="nnunet: the Python of nnU-Net's environment")
-    parser.add_argument("--minutes", type=float, help="nnunet: training time (the run's train.minutes)")
+    parser.add_argument("--minutes", type=float, help="nnunet, ablation, grid: training time (as the run was trained)")
+    parser.add_argument("--steps", type=int, help="ablation, grid: steps of each training (as the run was trained)")
     parser.add_argument("--threads", type=int, help="nnunet: of a training on a CPU, data included (all cores)")
     parser.add_argument("--mirror", action="store_true", default=None, help="nnunet: predict with mean over mirrorings")
+    parser.add_argument("--table", type=str, help="ablation: modules, context, qualities, strategies or pretrained")
+    parser.add_argument(
+        "--also", type=str, nargs="+", metavar="MODALITY=DATA", help="ablation, strategies: further data sets"
+    )
+    parser.add_argument("--retrain", action="store_true", default=None, help="grid: train a network for every M")
+    parser.add_argument("--unrelated", type=str, metavar="IMAGE:MASK", help="relevance: a pair of another modality")
 
 
 def run(name: str, data: DataConfig, run_folder: Path, out: Path, **options: Any) -> str:

@@ -184,6 +184,11 @@ class ProxyPrompt(nn.Module):
             context = selective_readout(query, keys, flat, exclude, visible)
         else:
             context = mean_readout(flat, len(query), exclude)
+        return self.color(features, context, n)
+
+    def color(self, features: Tensor, context: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """``prompt`` of a context ``(B, T, N * V)`` of N objects that was read already (CCM)."""
+        query = _tokens(features)
         context = context.unflatten(2, (n, -1)).transpose(1, 2).flatten(0, 1).to(query.dtype)
         return self.ccm(query.repeat_interleave(n, dim=0), context[..., : self.backbone.channels]), context
 
