@@ -35,11 +35,12 @@ PUBLIC = {
 }
 
 # Layer -> the layers it may import.  Everybody may import PLAIN and itself.
-PLAIN = {"types", "errors", "cache", "config", "recipes", "settings", "zoo", "palette"}
+PLAIN = {"architectures", "types", "errors", "cache", "config", "recipes", "settings", "zoo", "palette"}
 ARROWS: dict[str, set[str]] = {
     "types": {"io"},  # only to save a prediction
     "errors": set(),
     "palette": set(),
+    "architectures": set(),
     "zoo": set(),
     "cache": set(),
     "config": set(),
@@ -56,7 +57,7 @@ ARROWS: dict[str, set[str]] = {
     "inference": {"io", "data", "ops", "backbones", "methods"},
     "api": {"io", "data", "metrics", "training", "inference"},
 }
-TOP = {"samsans", "cli", "demo", "experiments"}  # may import everything below them
+TOP = {"samsans", "cli", "commands", "demo", "experiments"}  # may import everything below them
 
 LIGHTNING_HOOKS = {"configure_optimizers", "training_step", "transfer_batch_to_device", "prepare_data", "setup"}
 

@@ -168,7 +168,7 @@ def catalogue(action: str, name: str | None = None) -> str:
         return show(name) if name in names() else zoo.show(name)
     found = [zoo.backbone_entry(name)] if name else zoo.list_backbones()
     places = ("needs no weights" if e.from_scratch else zoo.where(e.name) or "not on this machine" for e in found)
-    return "\n".join(f"{entry.name:14}{place}" for entry, place in zip(found, places, strict=True))
+    return "\n".join(f"{entry.name:24}{place}" for entry, place in zip(found, places, strict=True))
 
 
 def departures(config: RunConfig) -> tuple[str, ...]:

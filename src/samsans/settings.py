@@ -125,6 +125,7 @@ class LoraConfig:
         dropout: Dropout before the adapter.
         encoder: Which of q, k, v of every encoder block are adapted.
         decoder: Which of q, k, v of every attention of the mask decoder are adapted.
+        memory: Which of q, k, v of every memory attention of SAM 2 are adapted.
     """
 
     rank: int = 4
@@ -132,6 +133,7 @@ class LoraConfig:
     dropout: float = 0.0
     encoder: list[str] = field(default_factory=lambda: ["q", "v"])
     decoder: list[str] = field(default_factory=lambda: ["q", "v"])
+    memory: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -11,71 +11,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from samsans.architectures import (
+    HIERAS,
+    SAM2_SCRATCH,
+    SAM2_TEST,
+    SCRATCH,
+    TINY,
+    VIT_B,
+    VIT_H,
+    VIT_L,
+    Sam2Architecture,
+    SamArchitecture,
+)
 from samsans.errors import InputError
 
 RELEASED = {"hsam": "samsans.methods.hsam.released"}
 """Methods whose authors released weights that can be imported, with the module that reads them."""
 
 META_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
-
-
-@dataclass(frozen=True)
-class SamArchitecture:
-    """Everything that fixes the shapes of a SAM network.
-
-    ``hidden``, ``depth``, ``heads``, ``mlp``: the image encoder (a ViT).  ``patch``: pixels a token side.
-    ``window``: tokens a window side; blocks in ``global_blocks`` attend to the whole image instead.
-    ``channels``: C of the embedding.  ``input_size``: S in pixels the weights were made for.
-    """
-
-    hidden: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp: int = 3072
-    global_blocks: tuple[int, ...] = (2, 5, 8, 11)
-    patch: int = 16
-    window: int = 14
-    channels: int = 256
-    decoder_depth: int = 2
-    decoder_heads: int = 8
-    decoder_mlp: int = 2048
-    decoder_downsample: int = 2
-    multimask: int = 3
-    iou_hidden: int = 256
-    mask_channels: int = 16
-    input_size: int = 1024
-
-
-VIT_B = SamArchitecture()
-VIT_L = SamArchitecture(hidden=1024, depth=24, heads=16, mlp=4096, global_blocks=(5, 11, 17, 23))
-VIT_H = SamArchitecture(hidden=1280, depth=32, heads=16, mlp=5120, global_blocks=(7, 15, 23, 31))
-TINY = SamArchitecture(
-    hidden=32,
-    depth=2,
-    heads=2,
-    mlp=64,
-    global_blocks=(1,),
-    window=3,
-    channels=32,
-    decoder_heads=2,
-    decoder_mlp=64,
-    iou_hidden=32,
-    mask_channels=8,
-    input_size=64,
-)
-SCRATCH = SamArchitecture(
-    hidden=128,
-    depth=4,
-    heads=4,
-    mlp=512,
-    global_blocks=(3,),
-    patch=16,
-    window=8,
-    channels=128,
-    decoder_mlp=512,
-    iou_hidden=128,
-    input_size=256,
-)
+META_URL_2 = "https://dl.fbaipublicfiles.com/segment_anything_2/"
 
 
 @dataclass(frozen=True)
@@ -94,19 +48,23 @@ class BackboneEntry:
     licence: str
     parameters: int
     megabytes: int
-    architecture: SamArchitecture = field(repr=False)
+    architecture: SamArchitecture | Sam2Architecture = field(repr=False)
     hub_id: str = ""
     url: str = ""
 
-    def architecture_for(self, input_size: int | None) -> SamArchitecture:
+    def architecture_for(self, input_size: int | None) -> SamArchitecture | Sam2Architecture:
         """The architecture for inputs of ``input_size`` pixels (``None``: its own size).
 
         A network that starts from nothing halves its patch for inputs smaller than its own, so that small images still
         have tokens to tell them apart (our decision).
         """
         side = input_size or self.input_size
-        small = self.name == "scratch" and side < self.input_size
-        return replace(self.architecture, patch=self.architecture.patch // 2) if small else self.architecture
+        arch = self.architecture
+        if self.name not in ("scratch", "sam2-scratch") or side >= self.input_size:
+            return arch
+        if isinstance(arch, Sam2Architecture):
+            return replace(arch, stride=arch.stride // 2)
+        return replace(arch, patch=arch.patch // 2)
 
     @property
     def input_size(self) -> int:
@@ -122,7 +80,7 @@ class BackboneEntry:
     def file_name(self) -> str:
         """Name of the original file, empty where there is none."""
         name = self.url.rsplit("/", 1)[-1]
-        return name if name.endswith(".pth") else ""
+        return name if name.endswith((".pth", ".pt")) else ""
 
     @property
     def md5_prefix(self) -> str:
@@ -146,6 +104,17 @@ class MethodEntry:
     summary: str
     doi: str = ""
 
+
+SAM2_FILES = (  # version, folder of the original, size, parameters, megabytes
+    ("2.1", "092824", "tiny", 38_962_498, 156),
+    ("2.1", "092824", "small", 46_060_354, 184),
+    ("2.1", "092824", "base-plus", 80_850_178, 323),
+    ("2.1", "092824", "large", 224_446_642, 898),
+    ("2", "072824", "tiny", 38_945_986, 156),
+    ("2", "072824", "small", 46_043_842, 184),
+    ("2", "072824", "base-plus", 80_833_666, 323),
+    ("2", "072824", "large", 224_430_130, 898),
+)
 
 BACKBONES: dict[str, BackboneEntry] = {
     entry.name: entry
@@ -204,6 +173,38 @@ BACKBONES: dict[str, BackboneEntry] = {
             SCRATCH,
         ),
         BackboneEntry("tiny", "sam", "Two blocks, random weights: for tests only", "Apache-2.0", 94_182, 1, TINY),
+        *(
+            BackboneEntry(
+                f"sam{version}-hiera-{size}",
+                "sam2",
+                f"Segment Anything {version}, Hiera {size}: follows objects in videos",
+                "Apache-2.0",
+                parameters,
+                megabytes,
+                replace(HIERAS[size], version="2.1" if version == "2.1" else "2.0"),
+                f"facebook/sam{version}-hiera-{size}",
+                f"{META_URL_2}{folder}/sam{version}_hiera_{size.replace('-', '_')}.pt",
+            )
+            for version, folder, size, parameters, megabytes in SAM2_FILES
+        ),
+        BackboneEntry(
+            "sam2-scratch",
+            "sam2",
+            "Small SAM 2, random weights: trains from nothing on a CPU",
+            "Apache-2.0",
+            3_477_218,
+            14,
+            SAM2_SCRATCH,
+        ),
+        BackboneEntry(
+            "sam2-tiny-test",
+            "sam2",
+            "Five blocks, random weights: for tests only",
+            "Apache-2.0",
+            1_448_796,
+            6,
+            SAM2_TEST,
+        ),
     )
 }
 
@@ -348,11 +349,11 @@ def show(name: str) -> str:
 
 def table() -> str:
     """Every backbone and method in two short tables."""
-    lines = [f"{'backbone':14}{'parameters':>12}{'size':>10}  {'licence':12}{'here':6}"]
+    lines = [f"{'backbone':24}{'parameters':>12}{'size':>10}  {'licence':12}{'here':6}"]
     for entry in list_backbones():
         here = "-" if entry.from_scratch else "yes" if where(entry.name) else "no"
         size = "-" if entry.from_scratch else f"{entry.megabytes} MB"
-        lines.append(f"{entry.name:14}{entry.parameters:>12,}{size:>10}  {entry.licence:12}{here:6}{entry.summary}")
+        lines.append(f"{entry.name:24}{entry.parameters:>12,}{size:>10}  {entry.licence:12}{here:6}{entry.summary}")
     lines += ["", f"{'method':14}{'arXiv':12}"]
     lines += [f"{entry.name:14}{entry.arxiv or '-':12}{entry.summary}" for entry in list_methods()]
     return "\n".join(lines)

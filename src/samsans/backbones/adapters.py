@@ -1,14 +1,14 @@
-"""Low-rank adapters (LoRA) in SAM through ``peft``, on *separate* q, k and v projections.
+"""Low-rank adapters (LoRA) in SAM and SAM 2 through ``peft``, on *separate* q, k and v projections.
 
-SAM's encoder has one fused ``qkv`` layer.  An adapter of the fused layer has the very parameter count of separate q and
-v adapters but shares one ``A`` and adapts k as well: it is another model.  So the layer is split first.
+Their encoders have one fused ``qkv`` layer.  An adapter of the fused layer has the very parameter count of separate q
+and v adapters but shares one ``A`` and adapts k as well: it is another model.  So the layer is split first.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from peft import LoraConfig as PeftConfig
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from samsans.errors import InputError
 
 if TYPE_CHECKING:
-    from samsans.backbones.sam import Sam
+    from samsans.backbones.base import Backbone
     from samsans.config import LoraConfig
 
 PARTS = ("q", "k", "v")
+AnyBackbone = TypeVar("AnyBackbone", bound="Backbone")
 
 
 class SplitQkv(nn.Module):
@@ -63,31 +64,38 @@ class SplitQkv(nn.Module):
         return fused
 
 
-def split_qkv(sam: Sam) -> None:
+def split_qkv(sam: Backbone) -> None:
     """Replace every fused ``qkv`` of the encoder by three layers that compute the same."""
-    for layer in sam.model.vision_encoder.layers:
+    for layer in sam.encoder_blocks:
         if isinstance(layer.attn.qkv, nn.Linear):
             layer.attn.qkv = SplitQkv(layer.attn.qkv)
 
 
-def add_lora(sam: Sam, lora: LoraConfig, *, seed: int = 0) -> Sam:
+def add_lora(sam: AnyBackbone, lora: LoraConfig, *, seed: int = 0) -> AnyBackbone:
     """Adapt q and v (or what ``lora`` names) of every encoder block and of all decoder attentions; freezes the base.
+
+    The memory attention of SAM 2 is left as it is unless ``lora.memory`` names some (decision D-16).
 
     ``y = W x + (alpha / rank) B A x`` with ``A`` Kaiming-uniform and ``B`` zero: at first the model is exactly the base
     (decision D-01).  Modifies and returns ``sam``.  ``seed`` alone decides ``A``.
     """
     if has_lora(sam):
         raise InputError("The backbone has adapters already", todo="Merge them first, or load a fresh backbone")
-    for where, names in (("encoder", lora.encoder), ("decoder", lora.decoder)):
+    for where, names in (("encoder", lora.encoder), ("decoder", lora.decoder), ("memory", lora.memory)):
         if odd := sorted(set(names) - set(PARTS)):
             raise InputError(f"lora.{where} names {', '.join(odd)}", "some of q, k, v")
     sam.freeze()
     targets = []
     if lora.encoder:
         split_qkv(sam)
-        targets.append(rf"vision_encoder\.layers\.\d+\.attn\.qkv\.({'|'.join(lora.encoder)})")
+        blocks = r"vision_encoder\.(layers|backbone\.blocks)"
+        targets.append(rf"{blocks}\.\d+\.attn\.qkv\.({'|'.join(lora.encoder)})")
     if lora.decoder:
         targets.append(rf"mask_decoder\.transformer\..*\.({'|'.join(lora.decoder)})_proj")
+    if lora.memory:
+        if not hasattr(sam.model, "memory_attention"):
+            raise InputError(f"lora.memory for {sam.name}, which has no memory", "none, or a SAM 2")
+        targets.append(rf"memory_attention\..*\.({'|'.join(lora.memory)})_proj")
     if targets:
         alpha: Any = lora.alpha  # peft declares an integer, and takes any number
         config = PeftConfig(
@@ -100,20 +108,20 @@ def add_lora(sam: Sam, lora: LoraConfig, *, seed: int = 0) -> Sam:
     return sam
 
 
-def has_lora(sam: Sam) -> bool:
+def has_lora(sam: Backbone) -> bool:
     """Whether adapters are present."""
     return any(isinstance(module, LoraLayer) for module in sam.model.modules())
 
 
 @torch.no_grad()
-def merge_lora(sam: Sam) -> Sam:
+def merge_lora(sam: AnyBackbone) -> AnyBackbone:
     """Add the adapters into the base weights and fuse ``qkv`` again, for inference; modifies and returns ``sam``.
 
     Same outputs up to rounding.  The adapters are gone afterwards, and ``base_hash`` remains that of the base.
     """
     _ = sam.base_hash
     merge_adapters(sam.model)
-    for layer in sam.model.vision_encoder.layers:
+    for layer in sam.encoder_blocks:
         if isinstance(layer.attn.qkv, SplitQkv):
             layer.attn.qkv = layer.attn.qkv.fuse()
     return sam
@@ -129,13 +137,13 @@ def merge_adapters(network: Any) -> None:
             setattr(network.get_submodule(parent), child, module.get_base_layer())
 
 
-def adapter_state(sam: Sam) -> dict[str, Tensor]:
+def adapter_state(sam: Backbone) -> dict[str, Tensor]:
     """Copies of the adapters' tensors by name: ``...lora_A.weight (rank, in)`` and ``...lora_B.weight (out, rank)``."""
     return {_public(name): p.detach().clone() for name, p in sam.model.named_parameters() if "lora_" in name}
 
 
 @torch.no_grad()
-def load_adapter_state(sam: Sam, state: Mapping[str, Tensor]) -> None:
+def load_adapter_state(sam: Backbone, state: Mapping[str, Tensor]) -> None:
     """Set the adapters' tensors; names and shapes must match exactly, else ``InputError`` and nothing is changed."""
     own = {_public(name): p for name, p in sam.model.named_parameters() if "lora_" in name}
     wrong = [f"{name} is missing" for name in own.keys() - state.keys()]
@@ -160,7 +168,7 @@ def _public(name: str) -> str:
     return name.replace(".default.", ".")
 
 
-def base_state(sam: Sam) -> dict[str, Tensor]:
+def base_state(sam: Backbone) -> dict[str, Tensor]:
     """The base weights under the names of ``transformers``, whether or not ``qkv`` is split and adapted."""
     state: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}

@@ -7,26 +7,28 @@ the original ``.pth`` files of SAM and MedSAM, whose architecture is read off th
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
-import pickle
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import SamModel
 
 from samsans import zoo
+from samsans.architectures import Sam2Architecture, SamArchitecture
+from samsans.backbones.base import LoadReport
+from samsans.backbones.files import check_digest, check_state, find_weights, read_tensors
 from samsans.backbones.geometry import resize_state
-from samsans.backbones.sam import LoadReport, Sam, build_network, tie_positions
+from samsans.backbones.sam import Sam, build_network, tie_positions
+from samsans.backbones.sam2 import Sam2
+from samsans.backbones.sam2_checkpoints import is_sam2, load_sam2_network
+from samsans.backbones.sam2_network import build_sam2
+from samsans.backbones.sam2_start import initialise_sam2
 from samsans.backbones.start import draw_heads, initialise
 from samsans.errors import InputError
-from samsans.zoo import BackboneEntry, SamArchitecture
+from samsans.zoo import BackboneEntry
 
 if TYPE_CHECKING:
     from samsans.config import BackboneConfig
@@ -66,47 +68,92 @@ ORIGINAL_NAMES = (
 )
 
 
-def load_backbone(config: BackboneConfig, *, seed: int = 0, masks: int | None = None) -> Sam:
-    """The backbone that ``config`` names, ready to encode and decode, on the CPU in float32.
+def load_backbone(config: BackboneConfig, *, seed: int = 0, masks: int | None = None, family: str = "") -> Any:
+    """The backbone that ``config`` names, ready to encode and decode, on the CPU in float32: a ``Sam`` or a ``Sam2``.
 
     ``config.name``: a name of the zoo, a hub id ``org/name``, a folder or file of weights.  ``seed`` decides the
     weights of those that start from random ones, and nothing else.  The base is frozen unless ``config.train`` is
     ``all``.  ``masks``: another number of masks in the decoder, whose heads are then drawn from ``seed`` (see
-    ``load_network``).  Raises ``InputError`` where the weights are not here and cannot be fetched, or do not fit.
+    ``load_network``).  ``family``: the only one the method is built on, ``sam`` or ``sam2``; empty: either.
+
+    Raises ``InputError`` where the weights are not here and cannot be fetched, or do not fit.
     """
     if config.name == "none":
         known = ", ".join(zoo.BACKBONES)
         raise InputError(
             "backbone.name none for a method that is built on SAM", f"one of {known}, or a file of weights"
         )
-    entry, canvas = zoo.BACKBONES.get(config.name), None
-    if entry is not None and entry.from_scratch:
-        side = config.input_size or entry.input_size
-        arch = entry.architecture_for(side)
-        arch = arch if masks is None else dataclasses.replace(arch, multimask=masks)
-        model = build_network(arch, side, config.attention)
-        report = LoadReport(f"random numbers, seed {seed}", len(initialise(model, seed).state_dict()))
+    entry = zoo.BACKBONES.get(config.name)
+    path = None if entry is not None and entry.from_scratch else find_weights(config.name)
+    if entry is not None:
+        found = entry.family
     else:
-        path = find_weights(config.name)
-        model, report, made_for = load_network(
-            path, config.input_size, config.attention, entry, config.positions, masks=masks, seed=seed
-        )
-        canvas = made_for if config.positions == "crop" else None
-    log.info("%s: %s", config.name, report)
-    sam = Sam(
-        model,
-        name=config.name,
-        from_scratch=entry is not None and entry.from_scratch,
-        report=report,
-        attention=config.attention,
-        checkpointing=config.checkpointing,
-        canvas=canvas,
-    )
+        found = "sam2" if path is not None and is_sam2(path) else "sam"
+    if family and found != family:
+        fitting = ", ".join(name for name, other in zoo.BACKBONES.items() if other.family == family)
+        raise InputError(f"backbone.name {config.name}, a backbone of family {found}", f"one of {fitting}")
+    sam = load_sam2(config, entry, path, seed, masks) if found == "sam2" else load_sam(config, entry, path, seed, masks)
+    log.info("%s: %s", config.name, sam.load_report)
     if sam.from_scratch:
         _ = sam.base_hash  # of the initial weights, whatever is loaded or learnt later
     if config.train == "all":
         sam.freeze(False)
     return sam.eval()
+
+
+def load_sam(
+    config: BackboneConfig, entry: BackboneEntry | None, path: Path | None, seed: int, masks: int | None
+) -> Sam:
+    """A SAM, of random weights where there is no ``path``."""
+    canvas = None
+    if path is None:
+        assert entry is not None
+        side = config.input_size or entry.input_size
+        arch = entry.architecture_for(side)
+        assert isinstance(arch, SamArchitecture)
+        arch = arch if masks is None else dataclasses.replace(arch, multimask=masks)
+        model = build_network(arch, side, config.attention)
+        report = LoadReport(f"random numbers, seed {seed}", len(initialise(model, seed).state_dict()))
+    else:
+        model, report, made_for = load_network(
+            path, config.input_size, config.attention, entry, config.positions, masks=masks, seed=seed
+        )
+        canvas = made_for if config.positions == "crop" else None
+    return Sam(
+        model,
+        name=config.name,
+        from_scratch=path is None,
+        report=report,
+        attention=config.attention,
+        checkpointing=config.checkpointing,
+        canvas=canvas,
+    )
+
+
+def load_sam2(
+    config: BackboneConfig, entry: BackboneEntry | None, path: Path | None, seed: int, masks: int | None
+) -> Sam2:
+    """A SAM 2, of random weights where there is no ``path``."""
+    if masks is not None or config.positions == "crop":
+        what = "another number of masks" if masks is not None else "backbone.positions crop"
+        raise InputError(f"{what} for {config.name}, a SAM 2", "a SAM", "Name one of its backbones")
+    if path is None:
+        assert entry is not None
+        side = config.input_size or entry.input_size
+        arch = entry.architecture_for(side)
+        assert isinstance(arch, Sam2Architecture)
+        model = build_sam2(arch, side, config.attention)
+        report = LoadReport(f"random numbers, seed {seed}", len(initialise_sam2(model, seed).state_dict()))
+    else:
+        model, report = load_sam2_network(path, config.input_size, config.attention, entry)
+    return Sam2(
+        model,
+        name=config.name,
+        from_scratch=path is None,
+        report=report,
+        attention=config.attention,
+        checkpointing=config.checkpointing,
+    )
 
 
 def load_network(
@@ -153,55 +200,10 @@ def load_network(
         shapes = {key: tuple(value.shape) for key, value in model.state_dict().items() if MASK_HEADS.match(key)}
         drawn = draw_heads(shapes, seed)
         state |= drawn
-    check_state(model, state, path)
+    check_state(model, state, path, FOURIER_TWIN)
     model.load_state_dict({**state, FOURIER_TWIN: state[FOURIER]}, strict=True, assign=True)
     tie_positions(model)
     return model, LoadReport(str(path), len(state) - len(drawn), resized, tuple(drawn)), arch.input_size
-
-
-def find_weights(name: str) -> Path:
-    """The file of weights of a zoo name, hub id, folder or file: on this machine, else from the Hugging Face hub."""
-    found = zoo.where(name)
-    if found is not None and found.is_dir():
-        files = [found / file for file in ("model.safetensors", "pytorch_model.bin") if (found / file).is_file()]
-        if not files:
-            raise InputError(f"No weights in {found}", "model.safetensors or pytorch_model.bin in it")
-        return files[0]
-    if found is not None:
-        return found
-    hub_id = zoo.BACKBONES[name].hub_id if name in zoo.BACKBONES else name
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) or hub_id.startswith("."):
-        if "/" in name or name.endswith((".pth", ".pt", ".bin", ".safetensors")):
-            raise InputError(f"{name} does not exist", "a file or folder of weights", "Check the path")
-        raise zoo.unknown("backbone", name, zoo.BACKBONES)
-    return fetch(name, hub_id)
-
-
-def fetch(name: str, hub_id: str) -> Path:
-    """Download the weights of a hub repository into the Hugging Face cache."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    log.info("fetching %s from https://huggingface.co/%s", name, hub_id)
-    try:
-        hf_hub_download(hub_id, "config.json")
-        try:
-            return Path(hf_hub_download(hub_id, "model.safetensors"))
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError):
-                raise
-            return Path(hf_hub_download(hub_id, "pytorch_model.bin"))
-    except OSError as error:
-        entry = zoo.BACKBONES.get(name)
-        if entry is not None and entry.file_name:
-            manual = f"download {entry.url} into this folder ({Path.cwd()})"
-        else:
-            manual = f"download the files of https://huggingface.co/{hub_id} into a folder and name it as backbone"
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"The weights of {name} are not on this machine and could not be fetched: {reason}",
-            todo=f"Without a connection {manual}",
-        ) from error
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -214,46 +216,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if twin is not None:
         state.setdefault(FOURIER, twin)
     return state
-
-
-def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
-    """Tensors of a ``.safetensors`` or ``.pth`` file under their own names, in float32; no code in it is executed.
-
-    ``what``: what the file is meant to hold, for the error.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"{path} cannot be read as weights: {reason}",
-            "a .safetensors file, or a .pth file of tensors only",
-            "Download it again, or save its state_dict alone",
-        ) from error
-    for wrapper in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(f"{path} does not hold a dictionary of tensors", what)
-    return {key.removeprefix("module."): value.float() for key, value in content.items()}
-
-
-def check_digest(path: Path) -> None:
-    """Refuse an official SAM file whose MD5 does not begin as its own name says it must."""
-    entry = next((entry for entry in zoo.list_backbones() if entry.file_name == path.name), None)
-    if entry is None or not entry.md5_prefix:
-        return
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "md5").hexdigest()
-    if not digest.startswith(entry.md5_prefix):
-        raise InputError(
-            f"{path} has MD5 {digest}",
-            f"one beginning with {entry.md5_prefix}, as its name says",
-            f"Download {entry.url} again",
-        )
 
 
 def rename(key: str) -> str:
@@ -325,32 +287,3 @@ def read_config(path: Path) -> dict[str, Any]:
 def count(shape: dict[str, tuple[int, ...]], pattern: str) -> int:
     """How many numbered layers of a pattern there are."""
     return len({match[1] for key in shape if (match := re.match(pattern, key))})
-
-
-def check_state(model: SamModel, state: dict[str, Tensor], path: Path) -> None:
-    """Raise ``InputError`` that lists, by part of the network, tensors that are missing, unexpected or misshapen."""
-    own = {key: tuple(value.shape) for key, value in model.state_dict().items() if key != FOURIER_TWIN}
-    misshapen = [
-        f"{key} is {tuple(state[key].shape)} in the file and {own[key]} in the model"
-        for key in own.keys() & state.keys()
-        if tuple(state[key].shape) != own[key]
-    ]
-    problems = {
-        "missing": by_part(own.keys() - state.keys()),
-        "unexpected": by_part(state.keys() - own.keys()),
-        "of another shape": by_part(misshapen),
-    }
-    if any(problems.values()):
-        lines = [f"\n  {kind}: {line}" for kind, found in problems.items() for line in found]
-        raise InputError(f"The weights in {path} do not fit:{''.join(lines)}", "every tensor of a SAM and no other")
-
-
-def by_part(keys: Any, limit: int = 4) -> list[str]:
-    """``part: n (names...)`` for every top-level module among ``keys``."""
-    parts: dict[str, list[str]] = {}
-    for key in sorted(keys):
-        parts.setdefault(key.partition(".")[0], []).append(key)
-    return [
-        f"{part}: {len(names)} ({', '.join(names[:limit])}{', ...' if len(names) > limit else ''})"
-        for part, names in parts.items()
-    ]

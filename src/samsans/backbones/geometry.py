@@ -7,7 +7,7 @@ import re
 import torch.nn.functional as F
 from torch import Tensor
 
-from samsans.zoo import SamArchitecture
+from samsans.architectures import SamArchitecture
 
 REL_POS = re.compile(r"vision_encoder\.layers\.(\d+)\.attn\.rel_pos_[hw]")
 

@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import SamConfig, SamModel
 
+from samsans.architectures import SamArchitecture
 from samsans.backbones.attention import encoder_block
+from samsans.backbones.base import Backbone, LoadReport
 from samsans.errors import InputError
 from samsans.types import Embedding, Masks, Prompt
-from samsans.zoo import SamArchitecture
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """What loading did.
-
-    resized: one line per position table that was resized to another input side.  drawn: names of the tensors that were
-    not taken from the source but drawn at random; ``tensors`` does not count them.
-    """
-
-    source: str
-    tensors: int
-    resized: tuple[str, ...] = ()
-    drawn: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        tables = "".join(f"\n  resized {line}" for line in self.resized)
-        tables += f"\n  drew {len(self.drawn)} tensors at random" if self.drawn else ""
-        return f"{self.tensors} tensors from {self.source}{tables}"
-
-
-class Sam(nn.Module):
+class Sam(Backbone):
     """SAM over ``transformers.SamModel``: letters ``B`` images, ``P`` prompts, ``S``, ``g``, ``C`` as in ``types``.
 
     model: the network.  name: as asked for.  from_scratch: whether its weights were random at the start.
@@ -60,20 +40,20 @@ class Sam(nn.Module):
         checkpointing: bool = False,
         canvas: int | None = None,
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model, name, from_scratch, report, attention, checkpointing)
         vision = self.model.config.vision_config
-        self.name, self.from_scratch, self.load_report = name, from_scratch, report
-        self.attention, self.checkpointing = attention, checkpointing
         self.input_size, self.patch = int(vision.image_size), int(vision.patch_size)
         self.grid, self.channels = self.input_size // self.patch, int(vision.output_channels)
         self.canvas = canvas or self.input_size
         self.model.prompt_encoder.input_image_size = self.canvas
-        self.frozen = True
-        self._base_hash: str | None = None
         self.register_buffer("image_pe", self._positions(), persistent=False)
         self.register_load_state_dict_post_hook(_follow)
         self.freeze()
+
+    @property
+    def encoder_blocks(self) -> Any:
+        """The blocks of the image encoder, each with an ``attn.qkv``."""
+        return self.model.vision_encoder.layers
 
     @torch.no_grad()
     def _positions(self) -> Tensor:
@@ -83,15 +63,6 @@ class Sam(nn.Module):
         centres = (torch.arange(self.grid, dtype=matrix.dtype, device=matrix.device) + 0.5) * self.patch / self.canvas
         rows, columns = torch.meshgrid(centres, centres, indexing="ij")
         return embed(torch.stack([columns, rows], -1)).permute(2, 0, 1)[None]
-
-    def freeze(self, frozen: bool = True) -> None:
-        """Stop (or start) training the base weights.  The Fourier matrix of positions is never trained."""
-        self.frozen = frozen
-        if not frozen:
-            _ = self.base_hash  # of the initial weights
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(not frozen and not name.endswith("positional_embedding"))
-        self.train(self.training)
 
     def train_whole(self, default_prompt: bool = True, boxes: bool = False, masks: bool = False) -> None:
         """Train every base weight that single masks depend on.
@@ -108,46 +79,12 @@ class Sam(nn.Module):
             if re.search(unused, name):
                 parameter.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> Sam:
-        """Training mode; a frozen base stays in evaluation mode, only its adapters follow."""
-        super().train(mode)
-        if self.frozen:
-            self.model.eval()
-            for name, module in self.model.named_modules():
-                if "lora_" in name:
-                    module.train(mode)
-        return self
-
-    @property
-    def base_hash(self) -> str:
-        """SHA-256 over the names and bytes of the base weights as loaded, adapters left out; computed once.
-
-        Tensors that loading drew at random have no part in it.
-        """
-        if self._base_hash is None:
-            from samsans.backbones.adapters import base_state
-
-            digest = hashlib.sha256()
-            for name, tensor in sorted(base_state(self).items()):
-                if name in self.load_report.drawn:
-                    continue
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-            self._base_hash = digest.hexdigest()
-        return self._base_hash
-
     def encode(self, images: Tensor, blocks: bool = False) -> Embedding:
         """Embed images ``(B, 3, S, S)`` float, normalised; ``blocks`` also keeps every ViT block's output.
 
         Features have the dtype of ``images``, also under autocast.
         """
-        if images.ndim != 4 or images.shape[1:] != (3, self.input_size, self.input_size):
-            side = self.input_size
-            raise InputError(
-                f"Images of shape {tuple(images.shape)}",
-                f"(B, 3, {side}, {side}) for {self.name} at {side} px",
-                "Resize the images or set backbone.input_size",
-            )
+        self.check_images(images)
         vision = self.model.vision_encoder
         x = vision.patch_embed(images)
         if vision.pos_embed is not None:
@@ -173,11 +110,7 @@ class Sam(nn.Module):
         ``prompt.sparse``, nothing else (decision D-11).
         """
         count, index = len(prompt.sparse), prompt.image_index
-        if prompt.sparse.ndim != 3 or prompt.sparse.shape[2] != self.channels or index.shape != (count,):
-            raise InputError(
-                f"Prompts of shape {tuple(prompt.sparse.shape)} with image_index {tuple(index.shape)}",
-                f"(P, tokens, {self.channels}) and (P,)",
-            )
+        self.check_prompt(prompt)
         features = embedding.features
         if len(features) == 1:
             features = features.expand(count, -1, -1, -1)  # no copy
@@ -192,10 +125,9 @@ class Sam(nn.Module):
         )
         return Masks(logits[:, 0], iou[:, 0])
 
-    def dense_default(self) -> Tensor:
-        """SAM's learned "no mask" vector over the grid, ``(1, C, g, g)``."""
-        vector = self.model.prompt_encoder.no_mask_embed.weight
-        return vector.reshape(1, -1, 1, 1).expand(1, -1, self.grid, self.grid)
+    def no_tokens(self, count: int) -> Tensor:
+        """``(P, 0, C)``: a prompt without points and boxes has no tokens."""
+        return self.model.mask_decoder.iou_token.weight.new_zeros(count, 0, self.channels)
 
     def take_decoder(self) -> tuple[Any, Tensor]:
         """Hand over the mask decoder and a copy of the "no mask" vector ``(C,)``; from then on only ``encode`` works.
@@ -207,38 +139,6 @@ class Sam(nn.Module):
         vector = self.model.prompt_encoder.no_mask_embed.weight.detach()[0].clone()
         del self.model.mask_decoder, self.model.prompt_encoder
         return decoder, vector
-
-    def embed_prompts(
-        self,
-        image_index: Tensor,
-        *,
-        points: Tensor | None = None,
-        point_labels: Tensor | None = None,
-        boxes: Tensor | None = None,
-        masks: Tensor | None = None,
-    ) -> Prompt:
-        """SAM's own prompt encoder, with gradients.
-
-        image_index: ``(P,)`` int64.  points: ``(P, n, 2)`` x, y in model pixels; point_labels: ``(P, n)``, 1 inside,
-        0 outside, -1 padding.  boxes: ``(P, 4)`` x0, y0, x1, y1 in model pixels.  masks: ``(P, 1, 4g, 4g)`` logits.
-        """
-        if (points is None) != (point_labels is None):
-            raise InputError("Points without labels, or labels without points", "both or neither")
-        for name, given in (("points", points), ("boxes", boxes), ("masks", masks)):
-            if given is not None and len(given) != len(image_index):
-                raise InputError(f"{len(given)} {name} for {len(image_index)} prompts", "one entry for every prompt")
-        with torch.autocast(image_index.device.type, enabled=False):  # coordinates need their full precision
-            sparse, dense = self.model.prompt_encoder(
-                input_points=None if points is None else points[:, None].float(),
-                input_labels=None if point_labels is None else point_labels[:, None],
-                input_boxes=None if boxes is None else boxes[:, None].float(),
-                input_masks=masks,
-            )
-        if sparse is None:
-            tokens = self.model.mask_decoder.iou_token.weight.new_zeros(len(image_index), 0, self.channels)
-        else:
-            tokens = sparse[:, 0]
-        return Prompt(tokens, self.dense_default() if masks is None else dense, image_index)
 
 
 def _follow(sam: Sam, _: Any) -> None:

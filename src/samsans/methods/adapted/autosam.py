@@ -148,7 +148,7 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> AutoSam | AutoSamClass
     dense = config.model.prompt == "dense"
     if not dense:
         refuse_decoder_adapters(config)
-    backbone = load_backbone(config.backbone, seed=config.seed)
+    backbone = load_backbone(config.backbone, seed=config.seed, family="sam")
     if config.backbone.train == "lora":
         add_lora(backbone, config.lora, seed=config.seed)
     elif config.backbone.train == "all" and dense:

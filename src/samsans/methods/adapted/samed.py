@@ -103,7 +103,7 @@ def deepen(decoder: Any, layers: int) -> None:
 def build(config: RunConfig, objects: tuple[str, ...]) -> Samed:
     """SAMed as a run's configuration describes it, its fresh parts drawn from ``config.seed``."""
     check(config)
-    backbone = load_backbone(config.backbone, seed=config.seed)
+    backbone = load_backbone(config.backbone, seed=config.seed, family="sam")
     if config.backbone.train == "lora":
         add_lora(backbone, config.lora, seed=config.seed)
     with torch.random.fork_rng(devices=[]):

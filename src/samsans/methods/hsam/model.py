@@ -227,7 +227,7 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> HSam:
     """H-SAM as a run's configuration describes it, its fresh parts drawn from ``config.seed``."""
     check(config.model)
     refuse_decoder_adapters(config)
-    backbone = load_backbone(config.backbone, seed=config.seed)
+    backbone = load_backbone(config.backbone, seed=config.seed, family="sam")
     if config.backbone.train == "lora":
         add_lora(backbone, config.lora, seed=config.seed)
     elif config.backbone.train == "all":

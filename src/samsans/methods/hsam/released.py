@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samsans.backbones.checkpoints import read_tensors
+from samsans.backbones.files import read_tensors
 from samsans.errors import InputError
 from samsans.methods.weights import load_state, trained_names
 

@@ -205,7 +205,7 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> MaskSam:
     size, own = config.patches.size, config.model
     if size is None:
         raise InputError("patches.size is not known", "slices, rows and columns of a patch", "Plan or set patches.size")
-    backbone = load_backbone(config.backbone, seed=config.seed)
+    backbone = load_backbone(config.backbone, seed=config.seed, family="sam")
     side = backbone.input_size // 2**own.upsample
     if len(size) != 3 or size[0] < 1 or list(size[1:]) != [side, side]:
         raise InputError(

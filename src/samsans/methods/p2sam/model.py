@@ -338,7 +338,7 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> P2Sam:
         )
     check(config.model, config.train.lr)
     refuse_decoder_adapters(config)
-    backbone = load_backbone(config.backbone, seed=config.seed, masks=config.model.masks)
+    backbone = load_backbone(config.backbone, seed=config.seed, masks=config.model.masks, family="sam")
     if config.backbone.train == "lora":
         add_lora(backbone, config.lora, seed=config.seed)
     elif config.backbone.train == "all":

@@ -113,7 +113,7 @@ def build(config: RunConfig) -> Prompted:
     """The baseline as a run's configuration describes it; the base stays as it was published."""
     from samsans.backbones import load_backbone
 
-    backbone = load_backbone(config.backbone, seed=config.seed)
+    backbone = load_backbone(config.backbone, seed=config.seed, family="sam")
     backbone.freeze()
     return Prompted(backbone, config.model).eval()
 
