@@ -1,11 +1,12 @@
-"""The command line: ``samsans check | convert | train | import | predict | evaluate | models | experiment | demo``.
+"""The command line: ``samsans check``, ``train``, ``predict``, ``evaluate``, ...; see ``COMMANDS``.
 
-A command parses its arguments and calls one function of ``samsans.api`` (or of ``experiments``).  Nothing here imports
-torch before a command needs it.
+A command parses its arguments and calls one function of ``samsans.api`` (or of ``experiments``), here or in a file of
+``commands``.  Nothing here imports torch before a command needs it.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -26,6 +27,7 @@ COMMANDS = {
     "evaluate": "compare label maps with a reference: tables and a report",
     "models": "backbones, methods and recipes: size, licence, where the weights are, what was published",
     "experiment": "protocols of the papers and controls, each with its table and figure",
+    "suggest": "which unlabelled image to annotate next",
     "demo": "train, predict and evaluate on generated images",
 }
 
@@ -47,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     warnings.showwarning = _show_warning
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve each other on a busy machine
-    run: Callable[[list[str]], int] = globals()[f"_{command}"]
+    run: Callable[[list[str]], int] | None = globals().get(f"_{command}")
+    if run is None:
+        run = importlib.import_module(f"samsans.commands.{command}").main
     try:
         return run(rest)
     except SamsansError as error:
@@ -244,6 +248,7 @@ def _predict(argv: list[str]) -> int:
     parser.add_argument("-o", "--out", type=str, required=True, help="folder for the label maps")
     parser.add_argument("--support", nargs="+", metavar="DIR|IMAGE:MASK", help="annotated images of other patients")
     parser.add_argument("--task", help="named supports: saved under this name with --support, used without it")
+    parser.add_argument("--choose", choices=["random", "similar"], default="random", help="supports: drawn, or alike")
     parser.add_argument("--objects", nargs="+", help="segment these objects only")
     parser.add_argument("--split", choices=["train", "val", "test"], help="only this part of the run's own split")
     parser.add_argument("--labels", type=str, help="true masks, for the prompted baselines alone")
@@ -298,6 +303,7 @@ def _predict(argv: list[str]) -> int:
             largest_component=args.largest_component,
             mirror=args.mirror,
             samples=args.samples or 0,
+            choose=args.choose,
             overwrite=args.overwrite,
             on_progress=display.step,
         )
@@ -351,32 +357,6 @@ def _models(argv: list[str]) -> int:
     parser.add_argument("name", nargs="?", help="a backbone, method or recipe")
     args = _parse(parser, argv)
     print(recipes.catalogue(args.action, args.name))
-    return 0
-
-
-def _experiment(argv: list[str]) -> int:
-    from samsans import experiments
-
-    parser = _parser("experiment")
-    experiments.add_arguments(parser)
-    _data_options(parser)
-    args = _parse(parser, argv)
-    from samsans.display import Display
-
-    with Display(args.name) as display:
-        table = experiments.run(
-            args.name,
-            _data_config(args.folder, args.data),
-            Path(args.run),
-            Path(args.out),
-            seed=args.seed,
-            limit=args.limit,
-            part=args.split,
-            convention=args.convention,
-            on_progress=display.step,
-            **{option: args[option] for options in experiments.OWN_OPTIONS.values() for option in options},
-        )
-    print(table)
     return 0
 
 

@@ -42,6 +42,10 @@ class Supports:
     source: str = ""
     own: bool = False
 
+    def drawable(self, id: str) -> tuple[int, ...]:
+        """Which pairs may segment the case ``id``: of training images never its own, as far as its name tells."""
+        return () if self.bank is None else supports.drawable(self.bank.ids, id, leave_out_own=self.own)
+
     def draw(self, id: str, k: int, seed: int) -> tuple[int, ...]:
         """Which ``k`` pairs segment the case ``id``: of training images never its own, as far as its name tells."""
         return () if self.bank is None else supports.draw(self.bank.ids, k, seed, id, leave_out_own=self.own)

@@ -15,6 +15,7 @@ from samsans.data.classes import write_classes
 from samsans.data.pairs import listing, match
 from samsans.errors import InputError
 from samsans.inference import outputs, provenance
+from samsans.inference.choosing import Choose
 from samsans.inference.jobs import Job, Target
 from samsans.inference.manifest import Manifest, Record, hash_files
 from samsans.inference.pipeline import Behind, ahead
@@ -57,6 +58,7 @@ def predict_folder(
     largest_component: bool = False,
     mirror: bool | None = None,
     samples: int = 0,
+    choose: Choose = "random",
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
@@ -84,6 +86,7 @@ def predict_folder(
         largest_component: As in ``Segmenter.predict``.
         mirror: As in ``Segmenter.predict``.
         samples: As in ``Segmenter.predict``.
+        choose: As in ``Segmenter.predict``.
         overwrite: Do everything again, and replace files that were not made in this way.
         on_progress: Called after every image.
 
@@ -106,7 +109,7 @@ def predict_folder(
     segmenter.require_view(view)
     runner = segmenter.runner(batch_size, mirror)
     found = segmenter.supports(support, task, batch_size)
-    target = segmenter.target(found, objects, view, samples, seed)
+    target = segmenter.target(found, objects, view, samples, seed, choose)
     items = _plan(dataset, out, target, probabilities)
     seed = segmenter.seed(seed)
     options = {
@@ -120,6 +123,8 @@ def predict_folder(
         options["mirror"] = segmenter.mirror(mirror)
     if segmenter.method.needs.samples:
         options["samples"] = samples
+    if choose != "random":
+        options["choose"] = choose
     about = provenance.about(segmenter, found, options | {"batch_size": segmenter.batch_size(batch_size)})
     key = provenance.key(segmenter, found, options)
     manifest = _open(out, key, about, items, overwrite)
@@ -133,7 +138,8 @@ def predict_folder(
     write_classes(out / "classes.json", target.classes)
 
     def read(item: Item) -> Item:
-        return _read(segmenter, dataset, manifest, item, segmenter.draw(found, item.case.id, seed), needs_truth)
+        draw = segmenter.draw(found, item.case.id, seed, choose)
+        return _read(segmenter, dataset, manifest, item, draw, needs_truth)
 
     progress = _Progress(on_progress, len(items))
     log = _Log(manifest, progress)
@@ -333,7 +339,7 @@ class _Log:
                 sha256=item.sha256,
                 output=item.output,
                 beside=item.beside,
-                supports=tuple(found.bank.ids[i] for i in item.job.draw),
+                supports=tuple(found.bank.ids[i] for i in sorted(item.job.chosen) or item.job.draw),
                 seconds=item.job.seconds,
             )
             self.progress.step(item.case.id)

@@ -23,6 +23,7 @@ class Target:
     known: all objects it answers about.  keep: which of them are wanted, as positions.
     bank: encoded support pairs, of methods that have them.  view: which of its answers; ``None``: its own.
     samples: how many plausible answers besides its own.  seed: of their draws.
+    choose: how many pairs are chosen for each slice, by likeness, among those of its job's ``draw``; 0: all of them.
     """
 
     known: tuple[ClassInfo, ...]
@@ -31,6 +32,7 @@ class Target:
     view: str | None = None
     samples: int = 0
     seed: int = 0
+    choose: int = 0
 
     @property
     def objects(self) -> tuple[str, ...]:
@@ -47,15 +49,17 @@ class Target:
 class Job:
     """One image or volume on its way to a label map.
 
-    draw: support pairs of the target's bank.  labels ``(D, H, W)``, probabilities ``(N, D, H, W)`` float16: of the
-    wanted objects, canonical, filled as slices are done.  samples ``(K, D, H, W)``: label maps on the input's own grid.
-    entropy ``(N, D, H, W)`` float16, canonical: of the mean probability of the samples, in bits.  seconds: by part.
+    draw: support pairs of the target's bank.  chosen: those that were shown, where they are chosen by likeness.
+    labels ``(D, H, W)``, probabilities ``(N, D, H, W)`` float16: of the wanted objects, canonical, filled as slices are
+    done.  samples ``(K, D, H, W)``: label maps on the input's own grid.  entropy ``(N, D, H, W)`` float16, canonical: of
+    the mean probability of the samples, in bits.  seconds: by part.
     """
 
     id: str
     volume: Volume
     orientation: Orientation
     draw: tuple[int, ...] = ()
+    chosen: set[int] = field(default_factory=set)
     labels: np.ndarray | None = None
     probabilities: np.ndarray | None = None
     samples: np.ndarray | None = None

@@ -21,6 +21,7 @@ from samsans.errors import InputError
 from samsans.inference import supports
 from samsans.inference.arrays import as_image, as_labels
 from samsans.inference.banks import Banks, Supports
+from samsans.inference.choosing import Choose, require_choice
 from samsans.inference.jobs import Job, Target
 from samsans.inference.manifest import Manifest
 from samsans.inference.samples import require_samples
@@ -100,6 +101,7 @@ class Segmenter:
         largest_component: bool = False,
         mirror: bool | None = None,
         samples: int = 0,
+        choose: Choose = "random",
     ) -> Prediction:
         """Segment one image or volume.
 
@@ -123,6 +125,8 @@ class Segmenter:
             samples: Also draw so many plausible answers, of methods that have several; the probability is then their
                 mean, and its entropy is given.  The draws depend on the seed and the name of the slice alone, and the
                 slices of a volume are drawn independently.
+            choose: Of more support pairs than ``model.k_test``: a ``random`` draw of so many (as in the paper), or for
+                each slice those that look most ``similar`` and cover it best.
 
         Returns:
             The label map on the input's own grid.
@@ -140,9 +144,9 @@ class Segmenter:
         self.require_view(view)
         runner = self.runner(batch_size, mirror)
         found = self.supports(support, task, batch_size)
-        target = self.target(found, objects, view, samples, seed)
+        target = self.target(found, objects, view, samples, seed, choose)
         with timer("read"):
-            job = self.open(id, volume, truth, self.draw(found, id, seed))
+            job = self.open(id, volume, truth, self.draw(found, id, seed, choose))
         job.seconds |= timer.seconds
         done: Job = next(runner.run([job], target, probabilities=probabilities))
         return done.prediction(target.classes, largest_component)
@@ -186,6 +190,7 @@ class Segmenter:
         largest_component: bool = False,
         mirror: bool | None = None,
         samples: int = 0,
+        choose: Choose = "random",
         overwrite: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Manifest:
@@ -207,6 +212,7 @@ class Segmenter:
             largest_component=largest_component,
             mirror=mirror,
             samples=samples,
+            choose=choose,
             overwrite=overwrite,
             on_progress=on_progress,
         )
@@ -263,6 +269,7 @@ class Segmenter:
         view: str | None = None,
         samples: int = 0,
         seed: int | None = None,
+        choose: Choose = "random",
     ) -> Target:
         """What to ask the method for: the bank's objects, or the run's; of those the ones wanted; and of samples."""
         if found.bank is None:
@@ -277,11 +284,13 @@ class Segmenter:
         if unknown or (wanted is not None and not wanted):
             raise InputError(f"objects {', '.join(unknown) or '(none)'}", f"some of {', '.join(names)}")
         keep = tuple(i for i, name in enumerate(names) if wanted is None or name in wanted)
-        return Target(classes, keep, found.bank, view, samples, self.seed(seed))
+        require_choice(choose, found.bank, self.config.method)
+        chosen = self.k if choose == "similar" else 0
+        return Target(classes, keep, found.bank, view, samples, self.seed(seed), chosen)
 
-    def draw(self, found: Supports, id: str, seed: int | None) -> tuple[int, ...]:
-        """Which pairs of the bank segment the case ``id`` (decision D-29)."""
-        return found.draw(id, self.k, self.seed(seed))
+    def draw(self, found: Supports, id: str, seed: int | None, choose: Choose = "random") -> tuple[int, ...]:
+        """Which pairs of the bank segment the case ``id`` (decision D-29), or may be chosen for it."""
+        return found.drawable(id) if choose == "similar" else found.draw(id, self.k, self.seed(seed))
 
     def seed(self, wanted: int | None) -> int:
         """The seed of draws: as asked for, else the run's."""

@@ -20,6 +20,7 @@ from samsans.config import SliceAxis
 from samsans.data import classes as objects
 from samsans.data.transforms import Levels, Preprocess
 from samsans.errors import InputError
+from samsans.inference.choosing import chooser
 from samsans.inference.jobs import Job, Target, with_inner
 from samsans.inference.samples import draw, paint_samples
 from samsans.io.orientation import Orientation
@@ -123,7 +124,9 @@ class Runner:
         """Segment a batch of slices; the jobs that are finished by it."""
         start = time.perf_counter()
         batch = self._batch(waiting, target)
-        bank = self._draw(target.bank, [job.draw for job, _ in waiting])
+        jobs = [job for job, _ in waiting]
+        here = self._here(target.bank)
+        bank = chooser(here, target.choose, jobs) if target.choose else self._draw(here, [job.draw for job in jobs])
         prepared = time.perf_counter()
         with autocast(self.device, self.precision), torch.inference_mode():
             view = {} if target.view is None else {"view": target.view}
@@ -171,15 +174,18 @@ class Runner:
             valid=where,
         )
 
+    def _here(self, bank: Any) -> Any:
+        """The bank on the device."""
+        if bank is not None and self._bank[0] is not bank:
+            self._bank = (bank, bank.to(self.device))
+        return None if bank is None else self._bank[1]
+
     def _draw(self, bank: Any, draws: Sequence[tuple[int, ...]]) -> Any:
-        """The drawn pairs of the bank, chosen on the device; a list of one bank an image where the draws differ."""
+        """The drawn pairs of a bank on the device; a list of one bank an image where the draws differ."""
         if bank is None:
             return None
-        if self._bank[0] is not bank:
-            self._bank = (bank, bank.to(self.device))
-        here = self._bank[1]
-        every = tuple(range(here.K))
-        chosen = {draw: here if draw == every else here.select(draw) for draw in dict.fromkeys(draws)}
+        every = tuple(range(bank.K))
+        chosen = {draw: bank if draw == every else bank.select(draw) for draw in dict.fromkeys(draws)}
         return chosen[draws[0]] if len(chosen) == 1 else [chosen[draw] for draw in draws]
 
     def _paint(self, job: SliceJob, index: int, logits: Tensor, valid: list[int], target: Target) -> None:

@@ -243,13 +243,18 @@ def draw(ids: Sequence[str], k: int, seed: int, target: str, *, leave_out_own: b
     Depends on ``seed``, the pairs' number and the target's id alone.  leave_out_own: pairs of the target itself
     (``target``, ``target#012``) are not drawn, unless there are no others.
     """
-    others = [i for i, id in enumerate(ids) if id.partition("#")[0] != target]
-    pool = others if leave_out_own and others else list(range(len(ids)))
+    pool = drawable(ids, target, leave_out_own=leave_out_own)
     if len(pool) <= k:
-        return tuple(pool)
+        return pool
     digest = hashlib.sha256(f"{seed}:{target}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     return tuple(sorted(pool[i] for i in rng.permutation(len(pool))[:k]))
+
+
+def drawable(ids: Sequence[str], target: str, *, leave_out_own: bool) -> tuple[int, ...]:
+    """Positions of the pairs that may segment ``target``: with ``leave_out_own`` not its own, if there are others."""
+    others = tuple(i for i, id in enumerate(ids) if id.partition("#")[0] != target)
+    return others if leave_out_own and others else tuple(range(len(ids)))
 
 
 def share(count: int) -> int:

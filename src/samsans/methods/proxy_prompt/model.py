@@ -6,7 +6,7 @@ Read top to bottom: encode, context (step 1 and 2), selective read-out (step 3),
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ from samsans.types import Batch, Embedding, Needs, ParamGroup, Prompt, Stage
 if TYPE_CHECKING:
     from samsans.backbones.sam import Sam
     from samsans.config import RunConfig
+
+Choose = Callable[[Tensor], Sequence[SupportBank]]
 
 CELLS = 4
 """Mask cells a side of a token that the direct path reads: the resolution of the decoder's output."""
@@ -277,13 +279,17 @@ class ProxyPrompt(nn.Module):
         return {"loss": total, **parts}
 
     @torch.no_grad()
-    def predict(self, batch: Batch, support: SupportBank | Sequence[SupportBank] | None = None) -> Tensor:
-        """``(B, N, S, S)`` float32 logits of N objects for every image; ``support`` is one bank, or one for each."""
+    def predict(self, batch: Batch, support: SupportBank | Sequence[SupportBank] | Choose | None = None) -> Tensor:
+        """``(B, N, S, S)`` float32 logits of N objects for every image.
+
+        ``support`` is one bank, or one for each image, or what chooses one for each by its features ``(B, C, g, g)``.
+        """
         if support is None:
             raise InputError("Proxy Prompt was given no support pairs", "a SupportBank from encode_support")
         with self.timer("encode"):
             embedding = self.backbone.encode(batch.images)
         with self.timer("prompt"):
+            support = support(embedding.features) if callable(support) else support
             if isinstance(support, SupportBank):
                 tokens, context = self._read_bank(embedding.features, support)
             else:

@@ -1,0 +1,1 @@
+"""Commands of ``samsans`` that have a file of their own: ``main(argv)`` of each parses, does and prints."""
