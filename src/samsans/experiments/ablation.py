@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +91,14 @@ def ablation(
 
         return strategies(asked, also, steps, minutes)
     arms = ARMS[table]
-    found: dict[str, Summary] = {}
+    found: dict[str, Scores] = {}
     missing: dict[str, str] = {}
     sizes: dict[str, int] = {}
     for done, (name, changes) in enumerate(arms.items(), start=1):
         try:
             run = trained(asked, folder_name(name), changes, steps, minutes)
-            found[name] = score(asked, run, folder_name(name))
+            summary = score(asked, run, folder_name(name))
+            found[name] = Scores(summary.classes, summary.n)
         except InputError as error:
             missing[name] = str(error)
         else:
@@ -107,6 +108,14 @@ def ablation(
         raise InputError(f"no arm of {table} could be trained: {next(iter(missing.values()))}")
     images = len(Split.load(asked.run_folder / "split.json").train)
     return report(asked, table, found, missing, sizes, told(table, config, images))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an arm reaches: scores by object, as in ``Summary.classes``, and how many cases there were."""
+
+    classes: Mapping[str, Mapping[str, Any]]
+    n: int
 
 
 def require_proxy_prompt(config: RunConfig) -> None:
@@ -128,6 +137,7 @@ def trained(
     minutes: float | None = None,
     *,
     slices: Sequence[str] | None = None,
+    split: Split | None = None,
 ) -> Path:
     """The folder of a run that departs from the asked one by ``changes``, trained now unless it is finished.
 
@@ -140,18 +150,20 @@ def trained(
         steps: Length instead of the run's.
         minutes: Length instead of the run's.
         slices: Names of the only training slices to learn from.
+        split: Instead of the run's.
     """
     from samsans.training.run import train
 
     config = configuration.load(asked.run_folder / "config.yaml")
-    split = Split.load(asked.run_folder / "split.json")
+    own = split is None and slices is None
+    split = split or Split.load(asked.run_folder / "split.json")
     if slices is not None:
         ids = list(dict.fromkeys(case_of_slice(s, set(split.train)) for s in slices))
         only = () if set(slices) == set(ids) else tuple(slices)
         split = replace(split, train=tuple(id for id in split.train if id in ids), slices=only)
     file = split.save(asked.out / "splits" / f"{name}.json")
     wanted = departing(config, asked, file, changes, steps, minutes)
-    if slices is None and _same(wanted, config):
+    if own and _same(wanted, config):
         return asked.run_folder
     folder = asked.out / "runs" / name
     if _finished(folder, wanted):
@@ -235,7 +247,7 @@ def _parameters(run: Path) -> int:
 def report(
     asked: Request,
     table: str,
-    found: Mapping[str, Summary],
+    found: Mapping[str, Scores],
     missing: Mapping[str, str],
     sizes: Mapping[str, int],
     about: Sequence[str],
@@ -250,9 +262,12 @@ def report(
             lines.append(f"{name:24}{'-':>7}  not run: {missing[name]}")
             rows.append({"arm": name, "missing": missing[name]})
             continue
-        summary = found[name]
-        dice = np.array([np.nan if (v := summary.classes[c]["dice"]) is None else v for c in names], float)
-        mean, std, iou = summary.mean["dice"], float(np.nanstd(dice)), summary.mean["iou"]
+        scores = found[name].classes
+        dice, overlap = (
+            np.array([np.nan if (v := scores[c][metric]) is None else v for c in names], float)
+            for metric in ("dice", "iou")
+        )
+        mean, std, iou = (plain(float(v)) for v in (np.nanmean(dice), np.nanstd(dice), np.nanmean(overlap)))
         size = sizes.get(name)
         cells = "".join(f"{100 * value:12.1f}" for value in dice)
         head = "".join("-".rjust(w) if v is None else f"{100 * v:{w}.1f}" for v, w in ((mean, 7), (std, 6)))
@@ -263,7 +278,7 @@ def report(
     n = next(iter(found.values())).n
     lines.append(f"n = {n}; std: over the objects, of the population (ddof 0), as in the paper")
     io.write_json(asked.out / f"{table}.json", {"run": str(asked.run_folder), "rows": rows, "about": list(about)})
-    draw(table, {name: summary.classes for name, summary in found.items()}, asked.out / f"{table}.png")
+    draw(table, {name: scores.classes for name, scores in found.items()}, asked.out / f"{table}.png")
     return "\n".join([*lines, "", *about, *published_lines(table)])
 
 

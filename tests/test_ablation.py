@@ -1,0 +1,128 @@
+"""The tables of trainings: arms, resuming, what is beside them, and several data sets in one network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from samsans import cli, config
+from samsans.config import DataConfig
+from samsans.data.phantoms import write
+from samsans.data.splits import Split
+from samsans.errors import InputError
+from samsans.experiments import Request, ablation, grid, run
+from samsans.experiments.ablation import trained as train_arm
+
+TINY = ("--backbone", "tiny", "--input-size", "64", "--train.pictures_every", "0", "--train.accelerator", "cpu")
+SMALL = ("--model.csm.encoder.dim", "32", "--model.csm.encoder.depth", "1", "--model.ccm.ffn", "32")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write("two_objects", tmp_path_factory.mktemp("two") / "data", n=6, size=64, difficulty=0.2)
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path) -> Path:
+    out = data.parent / "run"
+    argv = ("train", "proxy_prompt", data, "-o", out, "--steps", 2, "--split.test", 0.34, *TINY, *SMALL)
+    assert cli.main([str(a) for a in argv]) == 0
+    return out
+
+
+def test_modules(data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("experiment", "ablation", data, "--run", trained, "-o", tmp_path, "--table", "modules")
+    assert cli.main([str(a) for a in argv]) == 0
+    text = capsys.readouterr().out
+    told = json.loads((tmp_path / "modules.json").read_text())
+    assert [row["arm"] for row in told["rows"]] == list(ablation.ARMS["modules"])
+    sizes = [row["trained"] for row in told["rows"]]
+    assert sizes[0] > sizes[1] > sizes[3]
+    assert sizes[0] > sizes[2] > sizes[3]
+    assert not (tmp_path / "runs" / "CSM_and_CCM").exists()  # the run itself
+    assert "std: over the objects, of the population (ddof 0)" in text
+    assert "84.3" in text
+    assert "not comparable: other data" in text
+    assert "backbone tiny instead of sam-vit-h" in text
+    arm = tmp_path / "runs" / "without_both"
+    made = config.load(arm / "config.yaml")
+    assert (made.model.ccm.enabled, made.model.csm.bridge, made.model.csm.selective) == (False, False, False)
+    assert Split.load(arm / "split.json").train == Split.load(trained / "split.json").train
+    written = (arm / "train.json").stat().st_mtime_ns
+    assert cli.main([str(a) for a in argv]) == 0  # nothing is trained again
+    assert (arm / "train.json").stat().st_mtime_ns == written
+    assert json.loads((tmp_path / "modules.json").read_text()) == told
+
+
+def test_an_arm_goes_on_and_keeps_its_options(data: Path, trained: Path, tmp_path: Path) -> None:
+    asked = Request(DataConfig(path=str(data)), trained, tmp_path)
+    short = train_arm(asked, "arm", {}, steps=1)
+    assert json.loads((short / "train.json").read_text())["steps"] == 1
+    longer = train_arm(asked, "arm", {}, steps=3)
+    assert longer == short
+    assert json.loads((short / "train.json").read_text())["steps"] == 3
+    with pytest.raises(InputError, match="other options"):
+        train_arm(asked, "arm", {"train.lr": 0.5}, steps=3)
+    names = Split.load(trained / "split.json").train[:2]
+    few = train_arm(asked, "few", {}, steps=1, slices=names)
+    assert set(Split.load(few / "split.json").train) == set(names)
+    assert Split.load(few / "split.json").test == Split.load(trained / "split.json").test
+
+
+def test_an_arm_that_cannot_be_trained_is_a_row_without_numbers(
+    data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = {"sam-vit-h, PP": {}, "sam-vit-b, PP": {"backbone.name": str(tmp_path / "nowhere")}}
+    monkeypatch.setitem(ablation.ARMS, "pretrained", arms)
+    text = run("ablation", DataConfig(path=str(data)), trained, tmp_path / "out", table="pretrained", steps=1)
+    rows = json.loads((tmp_path / "out" / "pretrained.json").read_text())["rows"]
+    assert "nowhere" in rows[1]["missing"]
+    assert rows[0]["dice"] is not None
+    assert "not run: " in text
+
+
+def test_box_prompts_are_an_arm(data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ablation.ARMS, "pretrained", {"sam-vit-b, box": ablation.BOX | {"backbone.name": "tiny"}})
+    run("ablation", DataConfig(path=str(data)), trained, tmp_path, table="pretrained")
+    assert config.load(tmp_path / "runs/sam-vit-b_box/config.yaml").method == "prompted"
+    row = json.loads((tmp_path / "pretrained.json").read_text())["rows"][0]
+    assert set(row["classes"]) == {"disc", "square"}
+
+
+def test_grid_with_a_network_for_every_number(
+    data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid, "DRAWS", 3)
+    text = run("grid", DataConfig(path=str(data)), trained, tmp_path, limit=1, retrain=True, steps=1)
+    rows = json.loads((tmp_path / "grid.json").read_text())["rows"]
+    assert {(r["M"], r["K"]) for r in rows} == {(m, k) for m in (2, 4) for k in (1, 2, 4)}  # of all four images
+    assert len(Split.load(tmp_path / "runs/M02/split.json").train) == 2
+    assert "a network trained for every M" in text
+
+
+def test_qualities(data: Path, trained: Path, tmp_path: Path) -> None:
+    text = run("ablation", DataConfig(path=str(data)), trained, tmp_path, table="qualities", limit=1)
+    rows = {row["quality"]: row for row in json.loads((tmp_path / "qualities.json").read_text())["rows"]}
+    assert rows["empty"]["prompt"] == 0
+    assert rows["high"]["prompt"] == 1
+    assert rows["medium"]["prompt"] == pytest.approx(0.816, abs=0.03)
+    assert "86.8" in text
+
+
+def test_strategies(data: Path, trained: Path, tmp_path: Path) -> None:
+    other = write("fundus", tmp_path / "fundus", n=4, size=64)
+    out = tmp_path / "out"
+    options = {"table": "strategies", "also": [f"fundus={other}"], "steps": 1, "limit": 1}
+    text = run("ablation", DataConfig(path=str(data)), trained, out, **options)
+    told = json.loads((out / "strategies.json").read_text())
+    assert [row["arm"] for row in told["rows"]] == ["one per data set", "one per modality", "one for all"]
+    names = set(told["rows"][0]["classes"])
+    assert all(set(row["classes"]) == names for row in told["rows"])
+    assert {"A disc", "A square"} < names
+    assert told["rows"][0]["classes"] == told["rows"][1]["classes"]  # each data set is of a modality of its own
+    assert {p.name for p in (out / "runs").iterdir()} == {"A", "B", "AB"}
+    assert "A (own): disc, square" in text
+    with pytest.raises(InputError, match="one data set"):
+        run("ablation", DataConfig(path=str(data)), trained, out, table="strategies")
