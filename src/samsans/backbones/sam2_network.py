@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,11 +47,15 @@ class Reading:
         return Reading(*parts, self.scores)
 
     def stable(self) -> Reading:
-        """Of all four masks the single one where it is stable, else the best of the others, as SAM 2 does in videos."""
+        """Of all four masks the single one where it is stable, else the best of the others, as SAM 2 does in videos.
+
+        The token remains that of the single mask.
+        """
         single = self.logits[:, 0].flatten(1)
         inner, outer = ((single > delta).sum(1).float() for delta in (DELTA, -DELTA))
         stable = torch.where(outer > 0, inner / outer, 1.0) >= STABLE
-        return self.pick(torch.where(stable, 0, self.iou[:, 1:].argmax(1) + 1))
+        picked = self.pick(torch.where(stable, 0, self.iou[:, 1:].argmax(1) + 1))
+        return replace(picked, tokens=self.tokens[:, :1])
 
 
 def read_masks(

@@ -1,0 +1,304 @@
+"""SAM 2's memory bank: follow objects through a video frame by frame, in bounded memory however long it is.
+
+What a frame adds to the bank: a spatial memory (image and mask, encoded) and an object pointer.  What the next frame
+reads: the memories of the frames that were prompted (conditioning frames) and of the six frames before it, the pointers
+of both and of up to fifteen frames before, in one memory attention.  Nothing older is kept.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samsans.backbones.sam2_network import MEMORIES, MEMORY, POINTERS, Reading
+from samsans.errors import InputError
+from samsans.types import Embedding, Prompt
+
+if TYPE_CHECKING:
+    from samsans.backbones.sam2 import Sam2
+
+ABSENT = -1024.0
+"""Logit everywhere of an object that is not in a frame."""
+LOGIT_SCALE, LOGIT_BIAS = 20.0, -10.0
+"""A given mask as logits."""
+
+
+@dataclass(frozen=True)
+class ObjectPrompt:
+    """What is said about one object on one frame: a mask, or points and a box together.
+
+    mask: ``(H, W)`` bool, or float in [0, 1]; resized to ``S x S``.  points: ``(n, 2)`` x, y in model pixels, with
+    labels ``(n,)``, 1 inside, 0 outside.  box: ``(4,)`` x0, y0, x1, y1 in model pixels.
+    """
+
+    mask: Tensor | None = None
+    points: Tensor | None = None
+    labels: Tensor | None = None
+    box: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.points is None) != (self.labels is None):
+            raise InputError("Points without labels, or labels without points", "both or neither")
+        if (self.mask is None) == (self.points is None and self.box is None):
+            raise InputError("A prompt of nothing, or a mask together with points or a box", "a mask, or points or box")
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A prompt in the place of memories, for every object: ``(M, N, 64)`` tokens that are no places, and positions."""
+
+    tokens: Tensor
+    positions: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """Frame ``index`` of a video, as far as ``N`` objects go.
+
+    logits: ``(N, 4g, 4g)`` float32, all ``ABSENT`` for objects that are not there.  scores: ``(N,)`` logits of being
+    there.  known: ``(N,)`` bool; objects of which no frame so far said anything are not.
+    """
+
+    index: int
+    logits: Tensor
+    scores: Tensor
+    known: Tensor
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one frame left of one object.
+
+    spatial: ``(g^2, 64)`` bfloat16, dropped after six frames.  pointer: ``(C,)``.
+    """
+
+    frame: int
+    spatial: Tensor | None
+    pointer: Tensor
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One object in the frame at hand.
+
+    logits: ``(4g, 4g)``.  mask: ``(S, S)`` probabilities its memory is made of.  prompted: whether it makes this a
+    conditioning frame.
+    """
+
+    logits: Tensor
+    score: Tensor
+    pointer: Tensor
+    mask: Tensor
+    prompted: bool
+
+
+class Tracker:
+    """Follows ``N`` objects; one object's answers do not depend on the others.  No gradients.
+
+    length: number of frames, where known: SAM 2 measures a pointer's age against the shorter of it and 16.
+    conditioning: most conditioning frames an object keeps, the latest ones.
+    mask_pointer: the mask token that the pointer of a *given* mask is made of: the ``single`` one, as in the original
+        code, or the ``best`` by predicted IoU, as in ``transformers``.
+    multimask: on frames without prompts take the best of three masks, as SAM 2 does, or else the single one.
+    gate: leave an object out of the frames where its score says that it is not there.
+    """
+
+    def __init__(
+        self,
+        sam2: Sam2,
+        objects: int,
+        *,
+        length: int | None = None,
+        conditioning: int = 16,
+        mask_pointer: Literal["single", "best"] = "single",
+        multimask: bool = True,
+        gate: bool = True,
+    ) -> None:
+        if objects < 1 or conditioning < 1:
+            raise InputError(f"{objects} objects and {conditioning} conditioning frames", "at least one of each")
+        self.sam2, self.objects = sam2, objects
+        self.most = POINTERS if length is None else min(length, POINTERS)
+        self.mask_pointer, self.multimask, self.gate = mask_pointer, multimask, gate
+        self.index = 0
+        self.conditioning: list[deque[Memory]] = [deque(maxlen=conditioning) for _ in range(objects)]
+        self.recent: list[deque[Memory]] = [deque(maxlen=POINTERS - 1) for _ in range(objects)]
+
+    @torch.no_grad()
+    def step(
+        self,
+        frame: Tensor | Embedding,
+        prompts: Mapping[int, ObjectPrompt] | None = None,
+        *,
+        proxy: Proxy | None = None,
+        conditions: bool = False,
+    ) -> Tracked:
+        """The next frame, ``(3, S, S)`` normalised or already encoded (of one image).
+
+        prompts: by object index.  A prompted frame reads no memories and becomes a conditioning frame, as in SAM 2.
+        proxy: read by all other objects, beside the memories there are.  conditions: it makes this a conditioning
+            frame.
+        """
+        prompts, found = prompts or {}, dict[int, _Found]()
+        if odd := [n for n in prompts if not 0 <= n < self.objects]:
+            raise InputError(f"A prompt for object {odd[0]}", f"an object from 0 to {self.objects - 1}")
+        rest = [n for n in range(self.objects) if n not in prompts and (proxy or self.conditioning[n])]
+        if prompts or rest:
+            embedding = frame if isinstance(frame, Embedding) else self.sam2.encode(frame[None])
+            for n, prompt in prompts.items():
+                asked = self._given if prompt.mask is not None else self._asked
+                found[n] = asked(embedding, prompt)
+            for group in self._alike(rest):
+                found |= self._tracked(embedding, group, proxy, conditions)
+            self._remember(embedding, found)
+        self.index += 1
+        return self._answer(found)
+
+    def _answer(self, found: Mapping[int, _Found]) -> Tracked:
+        side, device = 4 * self.sam2.grid, self.sam2.image_pe.device
+        logits = torch.full((self.objects, side, side), ABSENT, device=device)
+        scores = torch.full((self.objects,), ABSENT, device=device)
+        for n, one in found.items():
+            logits[n], scores[n] = one.logits, one.score
+        known = torch.tensor([n in found for n in range(self.objects)], device=device)
+        return Tracked(self.index - 1, logits, scores, known)
+
+    # -- one frame ----------------------------------------------------------------------------------------------------
+
+    def _given(self, embedding: Embedding, prompt: ObjectPrompt) -> _Found:
+        """A mask is its own answer; only its pointer is asked of the decoder, which sees the bare image."""
+        sam2, device = self.sam2, embedding.features.device
+        assert prompt.mask is not None
+        mask = prompt.mask.to(device).float()[None, None]
+        if mask.shape[-2:] != (sam2.input_size, sam2.input_size):
+            size = (sam2.input_size, sam2.input_size)
+            mask = (F.interpolate(mask, size, mode="bilinear", antialias=True) >= 0.5).float()
+        logits = _shrink(mask * LOGIT_SCALE + LOGIT_BIAS, 4 * sam2.grid)[0, 0]
+        dense = _shrink(sam2.model.mask_downsample(mask), 4 * sam2.grid)
+        asked = sam2.embed_prompts(torch.zeros(1, dtype=torch.int64, device=device), masks=dense)
+        if self.mask_pointer == "best":
+            reading = sam2.read(embedding, asked, slice(1, None)).best()
+        else:
+            reading = sam2.read(embedding, asked, slice(0, 1))
+        there = mask.flatten(1).any(1)
+        pointer = sam2.point_at(reading.tokens[:, 0], there & (reading.scores > 0))[0]
+        score = there[0] * LOGIT_SCALE + LOGIT_BIAS
+        return _Found(logits, score, pointer, mask[0, 0], prompted=True)
+
+    def _asked(self, embedding: Embedding, prompt: ObjectPrompt) -> _Found:
+        """Points and a box; a box is two points of labels of their own."""
+        sam2, device = self.sam2, embedding.features.device
+        points, labels = torch.zeros(0, 2, device=device), torch.zeros(0, dtype=torch.int64, device=device)
+        if prompt.box is not None:
+            points, labels = prompt.box.to(device).reshape(2, 2).float(), torch.tensor([2, 3], device=device)
+        if prompt.points is not None and prompt.labels is not None:
+            points = torch.cat([points, prompt.points.to(device).float()])
+            labels = torch.cat([labels, prompt.labels.to(device)])
+        index = torch.zeros(1, dtype=torch.int64, device=device)
+        asked = sam2.embed_prompts(index, points=points[None], point_labels=labels[None])
+        still = sam2.unconditioned(embedding)
+        if len(labels) <= 1:  # one point may mean three things
+            reading = sam2.read(still, asked, slice(1, None)).best()
+        else:
+            reading = sam2.read(still, asked, slice(None)).stable()
+        return self._read(reading, prompted=True)[0]
+
+    def _tracked(
+        self, embedding: Embedding, group: Sequence[int], proxy: Proxy | None, conditions: bool
+    ) -> dict[int, _Found]:
+        """Objects whose memories are of the same frames, in one pass."""
+        sam2 = self.sam2
+        tokens, positions, pointers = self._bank(group, embedding.features.dtype)
+        if proxy is not None:
+            extra = proxy.tokens[:, list(group)].to(tokens)
+            where = torch.zeros_like(extra) if proxy.positions is None else proxy.positions
+            where = where[:, list(group)] if where.shape[1] == self.objects else where.expand(-1, len(group), -1)
+            tokens, positions = torch.cat([tokens, extra]), torch.cat([positions, where.to(positions)])
+            pointers += len(extra)
+        features = sam2.attend(embedding.features, tokens, positions, pointers)
+        index = torch.arange(len(group), device=features.device)
+        empty = Prompt(sam2.no_tokens(len(group)), sam2.dense_default(), index)
+        seen = Embedding(features, embedding.high_res)
+        if self.multimask:
+            reading = sam2.read(seen, empty, slice(1, None)).best()
+        else:
+            reading = sam2.read(seen, empty, slice(0, 1))
+        return dict(zip(group, self._read(reading, prompted=conditions), strict=True))
+
+    def _read(self, reading: Reading, prompted: bool) -> list[_Found]:
+        """Gate by the object score, make pointers, and the masks that memories are made of."""
+        sam2 = self.sam2
+        there = reading.scores > 0 if self.gate else torch.ones_like(reading.scores, dtype=torch.bool)
+        logits = torch.where(there[:, None, None], reading.logits[:, 0].float(), ABSENT)
+        pointers = sam2.point_at(reading.tokens[:, 0], there)
+        size = (sam2.input_size, sam2.input_size)
+        large = F.interpolate(logits[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        masks = (large > 0).float() if prompted else large.sigmoid()
+        return [_Found(*parts, prompted) for parts in zip(logits, reading.scores, pointers, masks, strict=True)]
+
+    # -- the bank -----------------------------------------------------------------------------------------------------
+
+    def _alike(self, objects: Sequence[int]) -> list[list[int]]:
+        """Objects with memories of the same frames, together."""
+        groups: dict[tuple, list[int]] = defaultdict(list)
+        for n in objects:
+            frames = ((kept.frame for kept in part[n]) for part in (self.conditioning, self.recent))
+            groups[tuple(tuple(part) for part in frames)].append(n)
+        return list(groups.values())
+
+    def _bank(self, group: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:
+        """All memories of a group of objects: tokens and positions ``(M, n, 64)``, and how many are pointers."""
+        sam2 = self.sam2
+        spatial, pointers = list[tuple[int, list[Memory]]](), list[tuple[int, list[Memory]]]()
+        for column in zip(*(self.conditioning[n] for n in group), strict=True):
+            spatial.append((0, list(column)))
+            pointers.append((self.index - column[0].frame, list(column)))
+        for column in zip(*(self.recent[n] for n in group), strict=True):
+            age = self.index - column[0].frame
+            if age < MEMORIES:
+                spatial.append((age, list(column)))
+            if age < self.most:
+                pointers.append((age, list(column)))
+        tokens, places = [], []
+        for age, column_memories in spatial:
+            tokens.append(torch.stack([kept.spatial for kept in column_memories if kept.spatial is not None], 1))
+            places.append(sam2.spatial_positions(age).expand(-1, len(group), -1))
+        count = 0
+        if pointers:
+            stacked = torch.stack([torch.stack([kept.pointer for kept in column]) for _, column in pointers])
+            ages = torch.tensor([age for age, _ in pointers], device=stacked.device)
+            pointer_tokens, where = sam2.pointer_tokens(stacked, ages, self.most)
+            tokens.append(pointer_tokens)
+            places.append(where.expand(-1, len(group), -1))
+            count = len(pointer_tokens)
+        if not tokens:
+            empty = torch.zeros(0, len(group), MEMORY, dtype=dtype, device=sam2.image_pe.device)
+            return empty, empty, 0
+        return torch.cat([part.to(dtype) for part in tokens]), torch.cat([part.to(dtype) for part in places]), count
+
+    def _remember(self, embedding: Embedding, found: Mapping[int, _Found]) -> None:
+        """Encode the frame's memories, in bfloat16 as SAM 2 keeps them, and forget what is too old."""
+        names = list(found)
+        masks = torch.stack([found[n].mask for n in names])[:, None].to(embedding.features.dtype)
+        there = torch.stack([found[n].score for n in names]) > 0
+        if not self.gate:
+            there = torch.ones_like(there)
+        spatial = self.sam2.remember(embedding.features, masks, there).to(torch.bfloat16)
+        for i, n in enumerate(names):
+            new = Memory(self.index, spatial[:, i].clone(), found[n].pointer.clone())
+            (self.conditioning if found[n].prompted else self.recent)[n].append(new)
+        for kept in self.recent:
+            for i, old in enumerate(kept):
+                if old.spatial is not None and self.index + 1 - old.frame >= MEMORIES:
+                    kept[i] = replace(old, spatial=None)
+
+
+def _shrink(maps: Tensor, side: int) -> Tensor:
+    if maps.shape[-2:] == (side, side):
+        return maps
+    return F.interpolate(maps, (side, side), mode="bilinear", antialias=True)
