@@ -51,8 +51,8 @@ class Job:
 
     draw: support pairs of the target's bank.  chosen: those that were shown, where they are chosen by likeness.
     labels ``(D, H, W)``, probabilities ``(N, D, H, W)`` float16: of the wanted objects, canonical, filled as slices are
-    done.  samples ``(K, D, H, W)``: label maps on the input's own grid.  entropy ``(N, D, H, W)`` float16, canonical: of
-    the mean probability of the samples, in bits.  seconds: by part.
+    done.  samples ``(K, D, H, W)``: label maps on the input's own grid.  entropy ``(N, D, H, W)`` float16, canonical:
+    of the mean probability of the samples, in bits.  seconds: by part.
     """
 
     id: str
