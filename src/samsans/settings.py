@@ -20,6 +20,8 @@ class DataConfig:
         patient: Regular expression searched in the case id; its first group (else the match) names the patient.
         volume: Regular expression whose first group names a volume and second the slice number: files that share the
             first group (and further ones, e.g. a phase) become one stack.
+        video: Regular expression whose first group names a video and second the frame number, of pictures that are
+            frames; null: the numbered pictures of each folder below the images are a video.
         classes: Object names with the mask values that belong to each, e.g. ``{disc: [1, 2], cup: [2]}``; null infers.
         annotators: Annotators that one mask holds, each with the values that belong to its answer, e.g. ``{core: [1],
             whole: [1, 2, 4]}``: nested readings of one file (P2SAM on BraTS); objects are then one, called object.
@@ -39,6 +41,7 @@ class DataConfig:
     labels: str | None = None
     patient: str | None = None
     volume: str | None = None
+    video: str | None = None
     classes: dict[str, list[int]] | None = None
     annotators: dict[str, list[int]] | None = None
     threshold: int | None = None

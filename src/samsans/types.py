@@ -77,6 +77,8 @@ class Case:
     labels: one entry per annotator, each with as many files as slices (one, unless ``stacked``); empty if unlabelled.
     threshold: file values above it are the object, 1, all others 0 (``data.threshold``).  answers: for each annotator
         the file values that are its object, 1, all others 0, where one file holds several (``data.annotators``).
+    video: id of the video that it is a frame of; empty where it is none.  frame: its number there; where ``images`` is
+        the video itself and no picture, it is read out of it.
     """
 
     id: str
@@ -86,6 +88,23 @@ class Case:
     stacked: bool = False
     threshold: int | None = None
     answers: tuple[tuple[int, ...], ...] = ()
+    video: str = ""
+    frame: int | None = None
+
+
+@dataclass(frozen=True)
+class VideoCase:
+    """One video to segment, of which some frames may be cases to learn from: paths only, nothing is read.
+
+    id: path without suffix, unique among the videos of its data set.  patient: as of its frames.
+    path: the video file, or the folder of its frames.  frames: the case id of every frame that is a case, by number:
+    the annotated ones of a file, all where frames are pictures.
+    """
+
+    id: str
+    patient: str
+    path: Path
+    frames: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ from samsans.config import DataConfig
 from samsans.data import classes as objects
 from samsans.data import layouts
 from samsans.data.pairs import Found, Pair, part_of
+from samsans.data.videos import frames_of, video_cases
 from samsans.errors import InputError
 from samsans.io.geometry import affine_of_spacing
-from samsans.types import Case, ClassInfo, Volume
+from samsans.io.video import FrameFiles, Video, open_video
+from samsans.types import Case, ClassInfo, VideoCase, Volume
 
 SCANNED = 64  # label files read to infer the objects
 UNLABELLED = "no masks: the cases can be segmented, not learned from"
@@ -41,6 +43,7 @@ class Dataset:
     root: folder or file it was found at.  layout: its kind, in words.  notes: what was concluded, for people.
     parts: ``train``, ``val`` or ``test`` by case id, where the data set itself says so.
     orphans: mask files that belong to no image.  spacing: ``(z, y, x)`` mm of files that state none.
+    videos: what the cases that are frames are frames of, and videos without such cases.
     """
 
     root: Path
@@ -51,6 +54,7 @@ class Dataset:
     parts: Mapping[str, str] = field(default_factory=dict)
     orphans: tuple[Path, ...] = ()
     spacing: tuple[float, float, float] | None = None
+    videos: tuple[VideoCase, ...] = ()
 
     def by_id(self, id: str) -> Case:
         """The case called ``id``; InputError where there is none."""
@@ -70,13 +74,19 @@ class Dataset:
 
         Raises InputError where a file is unreadable or its shape differs from the others of the case.
         """
-        volumes = [io.read_image(path) for path in case.images]
+        volumes = [_frame_of(case) if _in_video(case) else io.read_image(path) for path in case.images]
         array = _join([v.array for v in volumes], case.images, axis=0 if case.stacked else 3)
         affine = volumes[0].affine
         if affine is None and self.spacing is not None:
             affine = affine_of_spacing(self.spacing)
         header = volumes[0].header if len(volumes) == 1 else None
         return Volume(array, affine, case.images[0], header)
+
+    def open_video(self, video: VideoCase) -> Video:
+        """The frames of a video, one after the other, never all in memory."""
+        if video.path.is_file() or not video.frames:
+            return open_video(video.path)
+        return FrameFiles({number: self.by_id(id).images[0] for number, id in video.frames.items()}, video.path)
 
     def read_labels(self, case: Case, annotator: int = 0) -> Volume:
         """Label map ``(D, H, W)`` of one ``annotator``: the values that stand in the file, or 0 and 1 where
@@ -100,6 +110,17 @@ class Dataset:
         if affine is None and self.spacing is not None:
             affine = affine_of_spacing(self.spacing)
         return Volume(_join([v.array for v in volumes], files, axis=0), affine, files[0])
+
+
+def _in_video(case: Case) -> bool:
+    """Whether the image of the case is a frame inside a file."""
+    return case.frame is not None and io.suffix(case.images[0]) not in io.IMAGE_SUFFIXES
+
+
+def _frame_of(case: Case) -> Volume:
+    assert case.frame is not None
+    with open_video(case.images[0]) as video:
+        return Volume(video.frame(case.frame)[None], path=case.images[0])
 
 
 def _join(arrays: Sequence[np.ndarray], paths: Sequence[Path], axis: int) -> np.ndarray:
@@ -167,7 +188,8 @@ def find_cases(config: DataConfig, *, infer: bool = True) -> Dataset:
         z, y, x = config.spacing
         spacing = (z, y, x)
     notes = [*found.notes, *notes]
-    dataset = Dataset(root, found.layout, cases, (), tuple(notes), parts, found.orphans, spacing)
+    videos = video_cases(cases, found.videos)
+    dataset = Dataset(root, found.layout, cases, (), tuple(notes), parts, found.orphans, spacing, videos)
     if reading := _one_object_by(config):
         return replace(dataset, classes=objects.one_object(config.classes, reading))
     names = config.classes or found.names
@@ -211,10 +233,12 @@ def _cases(found: Found, config: DataConfig) -> tuple[tuple[Case, ...], dict[str
     notes: list[str] = []
     pattern = _regex("data.patient", config.patient)
     if config.volume is not None:
+        if config.video is not None:
+            raise InputError("data.video beside data.volume", "one of them: frames one by one, or stacks of slices")
         pairs, note = _stack(found.pairs, _regex("data.volume", config.volume, groups=2))
         notes += [note] if note else []
     else:
-        pairs = [(pair, False) for pair in found.pairs]
+        pairs = [(pair, False) for pair in frames_of(found.pairs, _regex("data.video", config.video, groups=2))]
     answers = tuple(tuple(sorted(values)) for values in (config.annotators or {}).values())
     if config.threshold is not None:
         notes.append(f"mask values above {config.threshold} are the object (data.threshold)")
@@ -250,7 +274,8 @@ def _cases(found: Found, config: DataConfig) -> tuple[tuple[Case, ...], dict[str
                 "Leave out data.annotators, or name one mask each with data.labels",
             )
         raters *= max(len(answers), 1)
-        cases.append(Case(pair.id, patient, pair.images, raters, stacked, config.threshold, answers))
+        how = (stacked, config.threshold, answers, pair.video, pair.frame)
+        cases.append(Case(pair.id, patient, pair.images, raters, *how))
     if "folders" in guessed:
         notes.append("the first folder of each case is taken as its patient; data.patient says otherwise")
     if "none" in guessed and config.volume is None:

@@ -18,8 +18,9 @@ from samsans.config import DataConfig
 from samsans.data.agreement import Agreement, Joint, agree, joint_counts
 from samsans.data.cases import UNLABELLED, Dataset, evenly, find_cases, grid_shift, require_same_grid
 from samsans.data.classes import infer_classes, value_counts
+from samsans.data.videos import VideoCount, count_frames, video_lines
 from samsans.errors import InputError
-from samsans.types import Case, ClassInfo, Progress, Volume
+from samsans.types import Case, ClassInfo, Progress, VideoCase, Volume
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -56,7 +57,7 @@ class CheckReport:
     """What was understood of a data set and what is wrong with it.
 
     sizes, spacings: how many cases have which size (slices x rows x columns) and voxel size (z x y x).
-    agreement: of several annotators; None where no case has several.
+    agreement: of several annotators; None where no case has several.  videos: how many frames each has.
     """
 
     path: str
@@ -70,6 +71,7 @@ class CheckReport:
     notes: tuple[str, ...]
     problems: tuple[Problem, ...]
     agreement: Agreement | None = None
+    videos: tuple[VideoCount, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -87,6 +89,7 @@ class CheckReport:
             f"{self.cases} cases of {self.patients} patients, {self.labelled} with a mask",
             f"size: {_most_common(self.sizes)}",
             f"voxel size: {_most_common(self.spacings)}",
+            *video_lines(self.videos),
         ]
         first = " by the first annotator" if self.agreement is not None else ""
         for c in self.classes:
@@ -147,6 +150,8 @@ def check(config: DataConfig, *, on_progress: Callable[[Progress], None] | None 
         problems += _rare_values(dataset, drawn, classes)
     if not dataset.labelled:
         notes.append(UNLABELLED)
+    videos = [_watch(dataset, video) for video in dataset.videos]
+    problems += [found for found in videos if isinstance(found, Problem)]
     problems += [
         *_pairs(dataset),
         *_masks(drawn, classes),
@@ -168,7 +173,20 @@ def check(config: DataConfig, *, on_progress: Callable[[Progress], None] | None 
         notes=tuple(notes),
         problems=tuple(problems),
         agreement=agree((len(c.labels) for c in dataset.cases), [f.joints for f in facts if f.joints], classes),
+        videos=tuple(found for found in videos if isinstance(found, VideoCount)),
     )
+
+
+def _watch(dataset: Dataset, video: VideoCase) -> VideoCount | Problem:
+    """The count of a video's frames; of a file without cases the first one is decoded."""
+    annotated = sum(1 for case in dataset.labelled if case.video == video.id)
+    try:
+        if not video.path.is_file():
+            return count_frames(video, video.frames, annotated)
+        with dataset.open_video(video) as opened:
+            return count_frames(video, opened.numbers, annotated)
+    except InputError as error:
+        return Problem("error", "a video cannot be used", str(video.path), str(error))
 
 
 def _look(dataset: Dataset, case: Case, config: DataConfig) -> _Facts:

@@ -13,16 +13,19 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from samsans import io
 from samsans.data.pairs import (
+    IMAGE_FOLDERS,
     LABEL_SUFFIX,
     PARTS,
     SLICE,
     Found,
     Pair,
+    annotator_of,
     by_rater,
     group_channels,
     listing,
@@ -32,28 +35,27 @@ from samsans.data.pairs import (
     relative_id,
     several,
 )
+from samsans.data.videos import annotated_frames, in_words, labelled_videos, only_videos
 from samsans.errors import InputError
-from samsans.io.files import PICKLE_SUFFIXES, pickle_error
+from samsans.io.files import PICKLE_SUFFIXES, VIDEO_SUFFIXES, pickle_error
 from samsans.io.packed import holds_mask
+from samsans.io.video import by_number
 
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "frames", "scans")
-LABEL_FOLDERS = (
-    *("labels", "label", "masks", "mask", "annotations", "annotation", "annots", "annot", "gt", "gts"),
-    *("groundtruth", "ground_truth", "seg", "segs", "segmentation", "segmentations"),
-)
 TABLE = "cases.csv"
 DEPTH = 4  # how deep below the root image folders are looked for
 KNOWN = (
     "images/ beside labels/ or masks/ (also per patient), nnU-Net raw or Medical Segmentation Decathlon "
     "(imagesTr/ labelsTr/ dataset.json), .npz or .h5 files with the arrays image and label (train_npz/ test_vol_h5/), "
-    "a CSV file with the columns image and label (or cases.csv in the folder), or a folder of images"
+    "a CSV file with the columns image and label (or cases.csv in the folder), videos (videos/a.mp4 beside "
+    "labels/a/000012.png), or a folder of images"
 )
 
 
 def patterns(root: Path, images: str, labels: str | None) -> Found:
     """Files named by the glob ``images``, masks by the template ``labels`` with ``{stem}``, ``{name}``, ``{parent}``
     (folder relative to ``root``) and ``{below}`` (folder below the fixed part of the glob).  A template that still
-    holds ``*`` may find several files: one per annotator.  Only a ``.npz`` or ``.h5`` file may be its own mask.
+    holds ``*`` may find several files: one per annotator, of a video one per annotated frame, by its number.  Only a
+    ``.npz`` or ``.h5`` file may be its own mask.
     A case whose first folder, of those the glob leaves open, is called ``train``, ``testing`` and the like has that
     part."""
     parts = Path(images).parts
@@ -83,12 +85,17 @@ def patterns(root: Path, images: str, labels: str | None) -> Found:
             "Give the masks' names, for instance masks/{stem}.png",
         )
     named = {p: relative_id(p, base) for p in files if p not in drawn}
-    pairs = tuple(Pair(id, (p,), masks.get(p, ()), None, _leading_part(id)) for p, id in named.items())
+    videos = {id: p for p, id in named.items() if io.suffix(p) in VIDEO_SUFFIXES}
+    still = tuple(
+        Pair(id, (p,), masks.get(p, ()), None, _leading_part(id)) for p, id in named.items() if id not in videos
+    )
+    moving = [annotated_frames(id, p, [by_number(masks[p])]) for id, p in videos.items() if masks.get(p)]
+    pairs = (*still, *(pair for frames in moving for pair in frames))
     if labels and not any(p.labels for p in pairs):
         raise InputError(f"no image has a mask at {labels!r} in {root}", "a template such as masks/{stem}.png")
     most = max((len(p.labels) for p in pairs), default=0)
     notes = (f"up to {most} masks an image, of as many annotators",) if most > 1 else ()
-    return Found("patterns", pairs, notes=notes)
+    return Found("patterns", pairs, notes=notes, videos=videos)
 
 
 def csv_file(path: Path) -> Found:
@@ -221,15 +228,6 @@ def decathlon(root: Path) -> Found | None:
     return Found(layout, tuple(pairs), names, tuple(orphans), tuple(notes))
 
 
-def _annotator(folder: str) -> str | None:
-    """``""`` for ``labels``, ``"b"`` for ``labels_b``, ``None`` for a folder that holds no masks."""
-    name = folder.lower()
-    if name in LABEL_FOLDERS:
-        return ""
-    head, _, tail = name.rpartition("_")
-    return tail if head in LABEL_FOLDERS and part_of(tail) is None else None
-
-
 def image_folders(root: Path) -> list[tuple[Path, list[Path]]]:
     """Every image folder below ``root`` with the mask folders beside it, one an annotator, in order of their names."""
     found = []
@@ -238,7 +236,7 @@ def image_folders(root: Path) -> list[tuple[Path, list[Path]]]:
         below[:] = sorted(b for b in below if not b.startswith("."))
         lower = {b.lower(): b for b in below}
         images = next((lower[name] for name in IMAGE_FOLDERS if name in lower), None)
-        masks = sorted((b for b in below if _annotator(b) is not None), key=natural)
+        masks = sorted((b for b in below if annotator_of(b) is not None), key=natural)
         if images is not None:
             found.append((folder / images, [folder / m for m in masks]))
         if len(folder.relative_to(root).parts) >= DEPTH:
@@ -349,7 +347,9 @@ def _first_part(folder: str) -> str | None:
     return part_of(re.split(r"[_-]", folder, maxsplit=1)[0])
 
 
-FOLDER_LAYOUTS: Sequence[Callable[[Path], Found | None]] = (table, decathlon, folders, arrays, one_folder)
+FOLDER_LAYOUTS: Sequence[Callable[[Path], Found | None]] = (
+    *(table, decathlon, labelled_videos, only_videos, folders, arrays, one_folder),
+)
 
 
 def recognise(root: Path, images: str | None = None, labels: str | None = None) -> Found:
@@ -368,9 +368,11 @@ def recognise(root: Path, images: str | None = None, labels: str | None = None) 
     if root.is_file():
         if root.suffix.lower() in (".csv", ".tsv"):
             return csv_file(root)
+        if io.suffix(root) in VIDEO_SUFFIXES:
+            return Found("one video", (), videos={io.stem(root): root})
         return Found("one image", (Pair(io.stem(root), (root,), _own_mask(root)),))
     for layout in FOLDER_LAYOUTS:
         found = layout(root)
-        if found is not None and found.pairs:
-            return found
+        if found is not None and (found.pairs or found.videos):
+            return found if found.videos else replace(found, notes=(*found.notes, *in_words(root)))
     raise InputError(f"no images found in {root}", KNOWN, "Give data.images and data.labels for another layout")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from samsans import io
@@ -23,7 +23,14 @@ RATER = re.compile(
     r"[_-]((?:rater|reader|expert|observer|annotator|grader|radiologist)[_-]?[a-z0-9]+|r\d{1,2}|\d(?:st|nd|rd|th)[a-z]*)$",
     re.IGNORECASE,
 )
+MOST_CHANNELS = 12  # more files of one name and a number are frames (our decision)
 SLICE = re.compile(r"[_-]?slice[_-]?(\d+)$", re.IGNORECASE)
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "frames", "scans")
+LABEL_FOLDERS = (
+    *("labels", "label", "masks", "mask", "annotations", "annotation", "annots", "annot", "gt", "gts"),
+    *("groundtruth", "ground_truth", "seg", "segs", "segmentation", "segmentations"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Pair:
 
     images: one file per channel.  labels: one file per annotator.  patient, part (``train``, ``val`` or ``test``):
     where the layout states them.  likely: the patient by the habit of the layout, unless the user names another.
+    video, frame: id of the video that it is a frame of, and its number there.
     """
 
     id: str
@@ -40,17 +48,21 @@ class Pair:
     patient: str | None = None
     part: str | None = None
     likely: str | None = None
+    video: str = ""
+    frame: int | None = None
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a recogniser understood: pairs, object names with their values, mask files that belong to no image."""
+    """What a recogniser understood: pairs, object names with their values, mask files that belong to no image, video
+    files by id."""
 
     layout: str
     pairs: tuple[Pair, ...]
     names: Mapping[str, list[int]] | None = None
     orphans: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    videos: Mapping[str, Path] = field(default_factory=dict)
 
 
 def relative_id(path: Path, base: Path) -> str:
@@ -62,6 +74,15 @@ def relative_id(path: Path, base: Path) -> str:
 def part_of(name: str) -> str | None:
     """``train``, ``val`` or ``test`` where ``name`` is one of the usual names of such a folder."""
     return PARTS.get(name.lower())
+
+
+def annotator_of(folder: str) -> str | None:
+    """``""`` for ``labels``, ``"b"`` for ``labels_b``, ``None`` for a folder that holds no masks."""
+    name = folder.lower()
+    if name in LABEL_FOLDERS:
+        return ""
+    head, _, tail = name.rpartition("_")
+    return tail if head in LABEL_FOLDERS and part_of(tail) is None else None
 
 
 def match(images: Mapping[str, Path], labels: Mapping[str, Path]) -> tuple[dict[str, Path], list[Path]]:
@@ -141,7 +162,7 @@ def group_channels(images: Mapping[str, Path], labels: Iterable[str]) -> dict[st
     """Join ``case_0000``, ``case_0001`` ... to one image of several channels, where the names say so without doubt.
 
     Without doubt: every name ends in ``_`` and four digits, no mask has such a name, and all cases have the same
-    channels 0000, 0001, ...
+    channels 0000, 0001, ..., at most 12.
     """
     split = {name: CHANNEL.match(name) for name in images}
     whole = {name.casefold() for name in labels}
@@ -153,6 +174,6 @@ def group_channels(images: Mapping[str, Path], labels: Iterable[str]) -> dict[st
         grouped.setdefault(found[1], {})[found[2]] = images[name]
     channels = {tuple(sorted(c)) for c in grouped.values()}
     first = next(iter(channels))
-    if len(channels) > 1 or first != tuple(f"{i:04d}" for i in range(len(first))):
+    if len(channels) > 1 or len(first) > MOST_CHANNELS or first != tuple(f"{i:04d}" for i in range(len(first))):
         return {name: (path,) for name, path in images.items()}
     return {name: tuple(c[k] for k in first) for name, c in grouped.items()}

@@ -7,6 +7,7 @@ from samsans.io.atomic import atomic_path, suffix, sweep, write_json, write_text
 from samsans.io.files import (
     IMAGE_SUFFIXES,
     PACKED_SUFFIXES,
+    VIDEO_SUFFIXES,
     VOLUME_SUFFIXES,
     file_hash,
     find_images,
@@ -17,18 +18,23 @@ from samsans.io.files import (
 from samsans.io.orientation import Orientation
 from samsans.io.read import content_hash, read_image, read_labels
 from samsans.io.samples import read_samples, write_samples
+from samsans.io.video import Frame, Video, open_video
 from samsans.io.write import write_image, write_labels
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "PACKED_SUFFIXES",
+    "VIDEO_SUFFIXES",
     "VOLUME_SUFFIXES",
+    "Frame",
     "Orientation",
+    "Video",
     "atomic_path",
     "content_hash",
     "file_hash",
     "find_images",
     "is_image",
+    "open_video",
     "output_suffix",
     "read_image",
     "read_labels",

@@ -63,7 +63,7 @@ def group_series(files: Iterable[Path]) -> list[Series]:
     for path in sorted(files):
         with reading(path, "DICOM"):
             ds = pydicom.dcmread(path, stop_before_pixels=True)
-        if not _is_picture(ds, path):
+        if not is_picture(ds, path):
             continue
         uid = str(ds.get("SeriesInstanceUID", ""))
         title = f"{ds.get('Modality', '?')} {ds.get('SeriesDescription', '')}".strip()
@@ -71,7 +71,7 @@ def group_series(files: Iterable[Path]) -> list[Series]:
     return list(groups.values())
 
 
-def _is_picture(ds: Dataset, path: Path) -> bool:
+def is_picture(ds: Dataset, path: Path) -> bool:
     """Whether the file is an image; raises where an image class, or no class at all, comes without a size."""
     kind = ds.file_meta.get("MediaStorageSOPClassUID") or ds.get("SOPClassUID")
     if "Rows" in ds:
@@ -132,21 +132,31 @@ def _frames(path: Path) -> list[Frame]:
 
     with reading(path, "DICOM"):
         ds = pydicom.dcmread(path)
-        if not _is_picture(ds, path):
+        if not is_picture(ds, path):
             name = ds.file_meta.MediaStorageSOPClassUID.name
             raise InputError(f"{path} is a {name}, not an image", "an image", "Convert masks to NIfTI or NRRD first")
         if "PixelData" not in ds:
             raise InputError(f"{path} holds no pixels", "a whole DICOM image", "Copy it again from its source")
-        pixels = _decode(ds, path)
-        slopes = [float(_value(ds, i, "RescaleSlope", 1)) for i in range(len(pixels))]
-        intercepts = [float(_value(ds, i, "RescaleIntercept", 0)) for i in range(len(pixels))]
-        pixels = _rescale(pixels, np.array(slopes), np.array(intercepts), ds)
+        pixels = rescaled(_decode(ds, path), ds)
         return [_frame(ds, i, pixels[i], path) for i in range(len(pixels))]
 
 
 def _decode(ds: Dataset, path: Path) -> np.ndarray:
     """``(frames, H, W, C)`` stored values; YBR and palette colours as RGB."""
-    from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
+    from pydicom.pixels import apply_color_lut, pixel_array
+
+    require_decoder(ds, path)
+    array = pixel_array(ds)
+    if ds.PhotometricInterpretation == "PALETTE COLOR":
+        array = apply_color_lut(array, ds)
+    colour = ds.SamplesPerPixel > 1 or ds.PhotometricInterpretation == "PALETTE COLOR"
+    array = array if colour else array[..., None]
+    return array if array.ndim == 4 else array[None]
+
+
+def require_decoder(ds: Dataset, path: Path) -> None:
+    """InputError where the compression of the file is one that nothing installed can undo."""
+    from pydicom.pixels import get_decoder
 
     syntax = ds.file_meta.TransferSyntaxUID
     if syntax.is_compressed and syntax.is_encapsulated and not get_decoder(syntax).is_available:
@@ -154,12 +164,14 @@ def _decode(ds: Dataset, path: Path) -> np.ndarray:
             f"{path} is compressed with {syntax.name}, which no installed decoder knows",
             todo='pip install "pylibjpeg[all]", or decompress the files, for instance with gdcmconv --raw',
         )
-    array = pixel_array(ds)
-    if ds.PhotometricInterpretation == "PALETTE COLOR":
-        array = apply_color_lut(array, ds)
-    colour = ds.SamplesPerPixel > 1 or ds.PhotometricInterpretation == "PALETTE COLOR"
-    array = array if colour else array[..., None]
-    return array if array.ndim == 4 else array[None]
+
+
+def rescaled(pixels: np.ndarray, ds: Dataset, first: int = 0) -> np.ndarray:
+    """Physical values of the stored ones ``(frames, H, W, C)``, frame ``first`` of the file being the first of them."""
+    frames = range(first, first + len(pixels))
+    slopes = [float(_value(ds, i, "RescaleSlope", 1)) for i in frames]
+    intercepts = [float(_value(ds, i, "RescaleIntercept", 0)) for i in frames]
+    return _rescale(pixels, np.array(slopes), np.array(intercepts), ds)
 
 
 def _value(ds: Any, frame: int, keyword: str, default: Any = None) -> Any:

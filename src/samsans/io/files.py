@@ -21,6 +21,7 @@ ITK_SUFFIXES = (".mha", ".mhd")
 HDF5_SUFFIXES = (".h5", ".hdf5")
 PACKED_SUFFIXES = (".npz", *HDF5_SUFFIXES)  # image and mask in one file
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, *DICOM_SUFFIXES, *ITK_SUFFIXES)
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".wmv", ".webm")
 PICKLE_SUFFIXES = (".pickle", ".pkl")
 KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, *VOLUME_SUFFIXES, *PACKED_SUFFIXES)
 
@@ -41,10 +42,10 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def stem(path: str | Path) -> str:
-    """Name without the suffix of its format: ``a`` of ``x/a.nii.gz`` and ``x/a.npy.h5``; a folder's whole name."""
+    """Name without the suffix of its format: ``a`` of ``a.nii.gz``, ``a.mp4``, ``a.npy.h5``; a folder's whole name."""
     path = Path(path)
     ending = suffix(path)
-    if ending not in KNOWN_SUFFIXES or path.is_dir():
+    if ending not in (*KNOWN_SUFFIXES, *VIDEO_SUFFIXES) or path.is_dir():
         return path.name
     name = path.name[: -len(ending)]
     return name[:-4] if ending in HDF5_SUFFIXES and name.lower().endswith(".npy") else name

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
-from samsans.errors import InputError
-from samsans.palette import color
+from samsans.io.overlay import check_planes, paint
 
 SHORT_SIDE, LONG_SIDE = 256, 2048
 
@@ -33,28 +31,14 @@ def overlay(image: np.ndarray, labels: np.ndarray, reference: np.ndarray | None 
     prediction shows both lines side by side.
     Returns ``(s H, s W, 3)`` uint8, ``s`` the smallest whole number that makes the short side at least 256 pixels.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise InputError(f"an image of shape {image.shape} and type {image.dtype}", "(H, W, 3) uint8", "use to_rgb")
-    for name, other in (("labels", labels), ("reference", reference)):
-        if other is not None and other.shape != image.shape[:2]:
-            raise InputError(f"{name} of shape {other.shape} for an image of {image.shape[:2]}", "one grid")
+    check_planes(image, labels=labels, reference=reference)
     h, w = labels.shape
     scale = max(1, min(math.ceil(SHORT_SIDE / min(h, w)), LONG_SIDE // max(h, w)))
     if scale > 1:
         image = np.asarray(Image.fromarray(image).resize((w * scale, h * scale), Image.Resampling.BICUBIC))
     labels = _enlarge(labels, scale)
-    width = 2 * max(1, round(min(image.shape[:2]) / 300)) + 1  # filter side for a line of (width - 1) / 2 pixels
-
-    colors = np.array([color(int(v)) for v in range(int(labels.max(initial=0)) + 1)], dtype=np.float32)
-    inside = labels > 0
-    result = image.astype(np.float32)
-    result[inside] = 0.68 * result[inside] + 0.32 * colors[labels[inside]]
-    line = ndimage.minimum_filter(labels, width, mode="nearest") != labels
-    result[line] = colors[labels[line]]
-    if reference is not None:
-        reference = _enlarge(reference, scale)
-        result[ndimage.maximum_filter(reference, width, mode="nearest") != reference] = 255
-    return np.clip(np.rint(result), 0, 255).astype(np.uint8)
+    reference = None if reference is None else _enlarge(reference, scale)
+    return paint(image, labels, reference)
 
 
 def to_rgb(image: np.ndarray, focus: np.ndarray | None = None) -> np.ndarray:
