@@ -6,7 +6,7 @@ import itertools
 import warnings
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -111,10 +111,10 @@ class VideoFile(Video):
                 self._index = _index(stream, path)
         self.size, self.numbers = self._index.size, range(self._index.count)
         self.fps = self._index.fps or fps
-        self._near: Iterator[Frame] | None = None  # where the last single frame was read, and its number
+        self._near: Generator[Frame, None, None] | None = None  # where the last single frame was read, and its number
         self._last = -1
 
-    def frames(self, begin: int = 0) -> Iterator[Frame]:
+    def frames(self, begin: int = 0) -> Generator[Frame, None, None]:
         """The frames from number ``begin`` on."""
         stamps = self._index.stamps
         if begin > 0 and begin < self.count and stamps is not None:
@@ -127,7 +127,7 @@ class VideoFile(Video):
             found.close()  # the place was not found: decode from the start
         yield from self._from(begin, None)
 
-    def _from(self, begin: int, stamp: int | None) -> Iterator[Frame]:
+    def _from(self, begin: int, stamp: int | None) -> Generator[Frame, None, None]:
         """Frames from ``begin`` on, after seeking the frame of time ``stamp``, or from the start."""
         stamps = self._index.stamps
         source = str(self.path) if self._open_stream is None else self._open_stream()
@@ -188,7 +188,7 @@ class VideoFile(Video):
     def close(self) -> None:
         """Let go of the file; it is opened again when a frame is asked for."""
         if self._near is not None:
-            self._near.close()  # type: ignore[attr-defined]
+            self._near.close()
         self._near, self._last = None, -1
 
 
