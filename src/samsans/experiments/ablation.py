@@ -256,7 +256,7 @@ def report(
     names = list(next(iter(found.values())).classes)
     heads = "".join(f"{name[:11]:>12}" for name in names)
     lines = [f"{'Dice in %':24}{'mean':>7}{'std':>6}{heads}{'IoU':>7}{'trained':>13}"]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in (*found, *missing):
         if name in missing:
             lines.append(f"{name:24}{'-':>7}  not run: {missing[name]}")

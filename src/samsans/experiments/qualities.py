@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,9 @@ def qualities(asked: Request) -> str:
     this = study(asked)
     order = this.order[:POOL]
     masks = torch.stack([this.slices[i].masks for i in order])
-    found, prompts, classes = {}, {}, {}
+    found: dict[str, float] = {}
+    prompts: dict[str, float] = {}
+    classes: dict[str, dict[str, Any]] = {}
     for done, (name, level) in enumerate(LEVELS.items(), start=1):
         changed = redrawn(masks, level, asked.seed)
         prompts[name] = masks_dice(changed, masks)

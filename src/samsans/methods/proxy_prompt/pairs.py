@@ -101,7 +101,8 @@ def choose_pairs(close: Tensor, k: int, among: Collection[int]) -> tuple[int, ..
     Returns:
         Their numbers, in order.
     """
-    left, chosen = sorted(among), []
+    left = sorted(among)
+    chosen: list[int] = []
     covered = torch.full_like(close[0], -torch.inf)
     while left and len(chosen) < k:
         gains = torch.maximum(close[left], covered).mean(-1)
