@@ -201,7 +201,7 @@ def test_videos_equal_the_library(said):
     sam2.model.mask_decoder.dynamic_multimask_via_stability = True  # as the library's own network for videos has it
     frames = random(5, 3, 64, 64, seed=5)
     want = session(sam2, frames, said)
-    got = list(sam2.propagate(frames, said, mask_pointer="best"))
+    got = list(sam2.propagate(frames, said, masks="transformers"))
     assert [frame.index for frame in got] == [0, 1, 2, 3, 4]
     for frame in got:
         assert frame.known.all()
@@ -215,7 +215,7 @@ def test_long_videos_equal_the_library_and_stay_small(version, tmp_path):
     frames = random(22, 3, 32, 32, seed=6)
     said = {0: {0: ObjectPrompt(mask=square(32, 2, 20))}}
     want = session(sam2, frames, said)
-    tracker = Tracker(sam2, 1, length=22, mask_pointer="best")
+    tracker = Tracker(sam2, 1, length=22, masks="transformers")
     for frame in frames:
         found = tracker.step(frame, said.get(tracker.index))
         torch.testing.assert_close(found.logits, want[found.index], rtol=0, atol=1e-4)

@@ -103,8 +103,8 @@ class Tracker:
 
     length: number of frames, where known: SAM 2 measures a pointer's age against the shorter of it and 16.
     conditioning: most conditioning frames an object keeps, the latest ones.
-    mask_pointer: the mask token that the pointer of a *given* mask is made of: the ``single`` one, as in the original
-        code, or the ``best`` by predicted IoU, as in ``transformers``.
+    masks: what is remembered of a *given* mask, as in the ``original`` code (the pointer of the single mask token; the
+        mask at 4g, as results are) or as in ``transformers`` (the token of highest predicted IoU; the mask as it is).
     multimask: on frames without prompts take the best of three masks, as SAM 2 does, or else the single one.
     gate: leave an object out of the frames where its score says that it is not there.
     """
@@ -116,7 +116,7 @@ class Tracker:
         *,
         length: int | None = None,
         conditioning: int = 16,
-        mask_pointer: Literal["single", "best"] = "single",
+        masks: Literal["original", "transformers"] = "original",
         multimask: bool = True,
         gate: bool = True,
     ) -> None:
@@ -124,7 +124,7 @@ class Tracker:
             raise InputError(f"{objects} objects and {conditioning} conditioning frames", "at least one of each")
         self.sam2, self.objects = sam2, objects
         self.most = POINTERS if length is None else min(length, POINTERS)
-        self.mask_pointer, self.multimask, self.gate = mask_pointer, multimask, gate
+        self.masks, self.multimask, self.gate = masks, multimask, gate
         self.index = 0
         self.conditioning: list[deque[Memory]] = [deque(maxlen=conditioning) for _ in range(objects)]
         self.recent: list[deque[Memory]] = [deque(maxlen=POINTERS - 1) for _ in range(objects)]
@@ -181,14 +181,14 @@ class Tracker:
         logits = _shrink(mask * LOGIT_SCALE + LOGIT_BIAS, 4 * sam2.grid)[0, 0]
         dense = _shrink(sam2.model.mask_downsample(mask), 4 * sam2.grid)
         asked = sam2.embed_prompts(torch.zeros(1, dtype=torch.int64, device=device), masks=dense)
-        if self.mask_pointer == "best":
-            reading = sam2.read(embedding, asked, slice(1, None)).best()
+        if self.masks == "original":
+            reading, kept = sam2.read(embedding, asked, slice(0, 1)), (self._large(logits[None]) > 0).float()[None]
         else:
-            reading = sam2.read(embedding, asked, slice(0, 1))
+            reading, kept = sam2.read(embedding, asked, slice(1, None)).best(), mask
         there = mask.flatten(1).any(1)
         pointer = sam2.point_at(reading.tokens[:, 0], there & (reading.scores > 0))[0]
         score = there[0] * LOGIT_SCALE + LOGIT_BIAS
-        return _Found(logits, score, pointer, mask[0, 0], prompted=True)
+        return _Found(logits, score, pointer, kept[0, 0], prompted=True)
 
     def _asked(self, embedding: Embedding, prompt: ObjectPrompt) -> _Found:
         """Points and a box; a box is two points of labels of their own."""
@@ -236,10 +236,14 @@ class Tracker:
         there = reading.scores > 0 if self.gate else torch.ones_like(reading.scores, dtype=torch.bool)
         logits = torch.where(there[:, None, None], reading.logits[:, 0].float(), ABSENT)
         pointers = sam2.point_at(reading.tokens[:, 0], there)
-        size = (sam2.input_size, sam2.input_size)
-        large = F.interpolate(logits[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        large = self._large(logits)
         masks = (large > 0).float() if prompted else large.sigmoid()
         return [_Found(*parts, prompted) for parts in zip(logits, reading.scores, pointers, masks, strict=True)]
+
+    def _large(self, logits: Tensor) -> Tensor:
+        """``(n, 4g, 4g)`` to ``(n, S, S)``."""
+        size = (self.sam2.input_size, self.sam2.input_size)
+        return F.interpolate(logits[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
     # -- the bank -----------------------------------------------------------------------------------------------------
 
