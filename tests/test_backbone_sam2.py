@@ -55,7 +55,7 @@ def still(sam2: Sam2) -> Sam2Model:
 # -- images -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("side", [32, 64, 96, 160])
+@pytest.mark.parametrize("side", [32, 96, 160])
 def test_encode_equals_the_library(side):
     fast, naive = tiny(input_size=side), tiny(input_size=side, attention="naive")
     images = random(2, 3, side, side)
@@ -212,10 +212,10 @@ def test_videos_equal_the_library(said):
 @pytest.mark.parametrize("version", ["2.1", "2.0"])
 def test_long_videos_equal_the_library_and_stay_small(version, tmp_path):
     sam2 = of_version(version, tmp_path, 32)
-    frames = random(22, 3, 32, 32, seed=6)
+    frames = random(18, 3, 32, 32, seed=6)
     said = {0: {0: ObjectPrompt(mask=square(32, 2, 20))}}
     want = session(sam2, frames, said)
-    tracker = Tracker(sam2, 1, length=22, masks="transformers")
+    tracker = Tracker(sam2, 1, length=18, masks="transformers")
     for frame in frames:
         found = tracker.step(frame, said.get(tracker.index))
         torch.testing.assert_close(found.logits, want[found.index], rtol=0, atol=1e-4)
@@ -410,7 +410,7 @@ def sam2_hash(sam2: Sam2) -> str:
 
 
 def test_rename_leaves_no_original_name():
-    model = build_sam2(HIERAS["large"], 1024)
+    model = build_sam2(HIERAS["tiny"], 1024)
     names = [key for key in model.state_dict() if key != FOURIER_TWIN and key != POINTS]
     back = original({key: torch.zeros(0) for key in names})
     assert {rename(key) for key in back} == set(names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,15 +14,21 @@ from transformers import Sam2VideoModel
 
 from samsans.backbones.base import Backbone, LoadReport
 from samsans.backbones.hiera import hiera_block
-from samsans.backbones.sam2_network import MEMORY, POINTERS, Reading, read_masks, sine_positions, sine_times
+from samsans.backbones.sam2_network import (
+    LOGIT_BIAS,
+    LOGIT_SCALE,
+    MEMORY,
+    POINTERS,
+    Reading,
+    read_masks,
+    sine_positions,
+    sine_times,
+)
 from samsans.errors import InputError
 from samsans.types import Embedding, Masks, Prompt
 
 if TYPE_CHECKING:
     from samsans.backbones.sam2_video import ObjectPrompt, Tracked
-
-LOGIT = 20.0, -10.0
-"""Scale and bias that turn a mask of zeros and ones into logits, and probabilities into what memories are made of."""
 
 
 class Sam2(Backbone):
@@ -212,7 +218,7 @@ class Sam2(Backbone):
         if masks.shape[-2:] != (side, side):
             masks = F.interpolate(masks, (side, side), mode="bilinear", antialias=True)
         features = features.expand(len(masks), -1, -1, -1)
-        memory, _ = self.model.memory_encoder(features, masks * LOGIT[0] + LOGIT[1])
+        memory, _ = self.model.memory_encoder(features, masks * LOGIT_SCALE + LOGIT_BIAS)
         if self.model.occlusion_spatial_embedding_parameter is not None:
             hidden = (~visible).to(memory.dtype)[:, None, None, None]
             memory = memory + hidden * self.model.occlusion_spatial_embedding_parameter[..., None, None]
@@ -260,7 +266,7 @@ class Sam2(Backbone):
         if not any(prompts.values()):
             raise InputError("A video without prompts", "a mask, box or points on some frame")
         objects = 1 + max(n for said in prompts.values() for n in said)
-        if hasattr(frames, "__len__"):
+        if isinstance(frames, Sized):
             options.setdefault("length", len(frames))
         tracker = Tracker(self, objects, **options)
         for index, frame in enumerate(frames):

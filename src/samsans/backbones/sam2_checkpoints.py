@@ -190,7 +190,7 @@ def read_sam2_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{file} describes a {config.get('model_type')!r} model", "model_type 'sam2_video'")
     from transformers import Sam2VideoConfig
 
-    whole = Sam2VideoConfig(**{key: config.get(key) for key in
+    whole: Any = Sam2VideoConfig(**{key: config.get(key) for key in
                                ("vision_config", "prompt_encoder_config", "mask_decoder_config")})  # fmt: skip
     trunk = whole.vision_config.backbone_config
     return {

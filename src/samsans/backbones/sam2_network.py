@@ -18,6 +18,8 @@ MEMORIES = 7
 """Memories with a temporal position: the conditioning frames share one, the six frames before have one each."""
 POINTERS = 16
 """Most object pointers that are looked back at."""
+LOGIT_SCALE, LOGIT_BIAS = 20.0, -10.0
+"""Turn a mask of zeros and ones into logits, and probabilities into what memories are made of."""
 STABLE = 0.98
 DELTA = 0.05
 """A mask is stable if moving its threshold by ``DELTA`` either way keeps an IoU of ``STABLE``."""
@@ -43,8 +45,8 @@ class Reading:
     def pick(self, chosen: Tensor) -> Reading:
         """Of every prompt the mask ``chosen`` ``(P,)``, ``M`` = 1."""
         rows = torch.arange(len(chosen), device=chosen.device)
-        parts = (part[rows, chosen][:, None] for part in (self.logits, self.iou, self.tokens))
-        return Reading(*parts, self.scores)
+        logits, iou, tokens = (part[rows, chosen][:, None] for part in (self.logits, self.iou, self.tokens))
+        return Reading(logits, iou, tokens, self.scores)
 
     def stable(self) -> Reading:
         """Of all four masks the single one where it is stable, else the best of the others, as SAM 2 does in videos.

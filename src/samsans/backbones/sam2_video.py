@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samsans.backbones.sam2_network import MEMORIES, MEMORY, POINTERS, Reading
+from samsans.backbones.sam2_network import LOGIT_BIAS, LOGIT_SCALE, MEMORIES, MEMORY, POINTERS, Reading
 from samsans.errors import InputError
 from samsans.types import Embedding, Prompt
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 ABSENT = -1024.0
 """Logit everywhere of an object that is not in a frame."""
-LOGIT_SCALE, LOGIT_BIAS = 20.0, -10.0
-"""A given mask as logits."""
 
 
 @dataclass(frozen=True)
