@@ -115,6 +115,10 @@ class Batch:
     annotations: ``(B, A, N, S, S)`` bool, what each annotator drew (``masks`` being the first one's), for methods with
         ``needs.annotators``.  drawn: ``(B, A)`` bool, where there is such an annotator; images with fewer than A have
         empty annotations in the rest of the places.
+    points: for methods with ``needs.points``, of each image ``(K, 3)`` float32: x and y in model pixels (the centre of
+        the top left one is 0, 0) and the label, 1 inside, 0 outside.
+    following: ``(B,)`` int64, which image of the batch is the next slice of the same volume, -1 for none; of batches of
+        neighbouring slices alone.
     """
 
     images: Tensor
@@ -125,15 +129,19 @@ class Batch:
     valid: Tensor | None = None
     annotations: Tensor | None = None
     drawn: Tensor | None = None
+    points: tuple[Tensor, ...] | None = None
+    following: Tensor | None = None
 
     def to(self, device: Any) -> Batch:
         """The same batch with its tensors on ``device``."""
         import dataclasses
 
         moved: dict[str, Any] = {}
-        for name in ("images", "masks", "targets", "valid", "annotations", "drawn"):
+        for name in ("images", "masks", "targets", "valid", "annotations", "drawn", "following"):
             tensor = getattr(self, name)
             moved[name] = None if tensor is None else tensor.to(device)
+        if self.points is not None:
+            moved["points"] = tuple(points.to(device) for points in self.points)
         return dataclasses.replace(self, **moved)
 
 
@@ -186,6 +194,7 @@ class Needs:
     exclusive: every pixel has one class; masks do not overlap, and the highest logit (background: 0) decides.
     annotators: it learns from the masks of several annotators (``Batch.annotations``); slices on which none of them
         drew anything are left out of its training, unless the method's configuration has ``train_on_empty``.
+    points: it is prompted with points (``Batch.points``), read from files or simulated from masks.
     samples: it has ``sample(batch, seeds, count)``: ``(B, K, N, S, S)`` float32 logits of K plausible answers.
     """
 
@@ -195,6 +204,7 @@ class Needs:
     volumes: bool = False
     annotators: bool = False
     samples: bool = False
+    points: bool = False
 
 
 @dataclass(frozen=True)
@@ -244,6 +254,7 @@ class Stage:
 
     images: learn from the first so many training slices alone, in their order; ``None``: all.
     begins: from the ``last`` weights of the stage before, or its ``best`` ones where slices were held out.
+    batches: of single slices, or of pairs of neighbouring slices with their points (``Batch.following``).
     selects: what chooses the best weights on held-out slices: the mean ``dice`` of what is predicted; of samples the
         generalised energy distance ``ged``, lowest; or nothing: the ``last`` are the best.  Each stage chooses anew;
         the run's best are the last stage's.
@@ -254,6 +265,7 @@ class Stage:
     share: float = 1.0
     images: int | None = None
     begins: Literal["last", "best"] = "last"
+    batches: Literal["slices", "pairs"] = "slices"
     selects: Literal["dice", "ged", "last"] = "dice"
 
 

@@ -248,6 +248,15 @@ METHODS: dict[str, MethodEntry] = {
             summary="A distribution over prompts: several plausible masks of an ambiguous lesion",
         ),
         MethodEntry(
+            name="spd",
+            title="Learning from Noisy Prompts: Saliency-Guided Prompt Distillation for Robust Segmentation with SAM",
+            arxiv="2604.23314",
+            module="samsans.methods.spd.model",
+            config="samsans.methods.spd.config:SpdConfig",
+            presets=("paper", "scratch"),
+            summary="Robust to noisy prompts: a saliency prior distils points across slices",
+        ),
+        MethodEntry(
             name="prob_unet",
             title="A Probabilistic U-Net for Segmentation of Ambiguous Images",
             arxiv="1806.05034",
