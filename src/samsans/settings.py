@@ -202,7 +202,8 @@ class TrainConfig:
         weight_decay: Not applied to parameters marked as exempt.
         schedule: Learning rate after warm-up: constant, cosine (to zero), poly (power 0.9, to zero), poly_epoch (the
             same, constant inside an epoch, as nnU-Net does), plateau (times ``plateau_factor`` whenever the loss on
-            held-out slices has not fallen for more than ``plateau_patience`` validations) or samed (power 0.9, begun after warm-up but as long as the run, so that it ends above zero, as in SAMed and H-SAM).
+            held-out slices has not fallen for more than ``plateau_patience`` validations) or samed (power 0.9, begun
+            after warm-up but as long as the run, so that it ends above zero, as in SAMed and H-SAM).
         plateau_factor: See ``schedule``.
         plateau_patience: See ``schedule``.
         warmup: Steps of linear warm-up.
