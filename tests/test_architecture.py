@@ -41,6 +41,7 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "palette": set(),
     "zoo": set(),
+    "cache": set(),
     "config": set(),
     "recipes": set(),
     "settings": set(),

@@ -178,3 +178,30 @@ def test_slices_are_saved_and_kept_of_a_file(tmp_path: Path) -> None:
     Split(("c0",), slices=("c1#001",)).save(path)
     with pytest.raises(InputError, match="none of the 1 slices of the split, such as 'c1#001'"):
         make_split(found, SplitConfig(file=str(path)))
+
+
+def test_file_order_divides_the_cases_one_after_the_other(tmp_path: Path) -> None:
+    people = [f"s{i // 15}" for i in range(15096)]
+    split = make_split(dataset(people), SplitConfig(val=0.2, test=0.2, order="file"), seed=5)
+    assert (len(split.train), len(split.val), len(split.test)) == (9057, 3019, 3020)
+    assert split.train + split.val + split.test == tuple(f"c{i}" for i in range(15096))
+    assert split == make_split(dataset(people), SplitConfig(val=0.2, test=0.2, order="file"), seed=6)
+    assert split.notes == (
+        "split.order file: 2 of 1007 patients are in more than one part, so that scores say less of patients never "
+        "seen",
+    )
+    saved = SplitConfig(file=str(split.save(tmp_path / "split.json")), order="file")
+    assert make_split(dataset(people), saved).test == split.test
+
+
+def test_file_order_leaves_declared_parts_where_they_are() -> None:
+    data = dataset(list("aabbccdd"), unlabelled=(7,), parts={"c0": "test", "c1": "test"})
+    split = make_split(data, SplitConfig(val=0.4, test=0.2, order="file"))
+    assert split == Split(("c2", "c3", "c4"), ("c5", "c6"), ("c0", "c1"))
+    assert split.notes == (
+        "split.order file: 1 of 3 patients are in more than one part, so that scores say less of patients never seen",
+    )
+    apart = make_split(dataset(list("aabbccdd")), SplitConfig(val=0.25, test=0.25, order="file"))
+    assert apart.notes == ("split.order file: 0 of 4 patients are in more than one part",)
+    with pytest.raises(InputError, match=r"split.test is 0.5 and split.val 0.5"):
+        make_split(dataset(list("ab")), SplitConfig(val=0.5, test=0.5, order="file"))

@@ -27,9 +27,34 @@ PUBLISHED = {
     "samed_synapse_fewshot": (0.7557, 23.02),
 }
 
+SETS = {"p2sam_brats": (0.238, 0.593, 0.881, 0.494), "p2sam_lidc": (0.218, 0.216, 0.679, 0.933)}
+
 
 def test_the_list_is_complete() -> None:
-    assert recipes.names() == tuple(PUBLISHED)
+    assert recipes.names() == tuple(sorted((*PUBLISHED, *SETS)))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_recipe_of_several_answers(name: str) -> None:
+    made = config.load(name)
+    about = made.recipe
+    assert (about.name, made.method, made.preset) == (name, "p2sam", "paper")
+    assert (made.split.test, made.split.val, made.model.stage2_images) == (0.2, 0.2, None)
+    assert all(len(text) > 20 for text in (about.dataset, about.source, about.terms, about.layout))
+    assert about.published == []
+    first = about.sets[0]
+    assert (first.method, *first.scores.values()) == ("P2SAM", *SETS[name])
+    assert all(0 < score < 1 for row in about.sets for score in row.scores.values())
+    assert config.from_dict(yaml.safe_load(config.dump(made))) == made
+    assert recipes.departures(made) == ()
+    few = api.resolve(None, config=name, options={"model.stage2_images": 500})
+    assert recipes.departures(few) == ("model.stage2_images: None -> 500",)
+    shown = recipes.show(name)
+    assert f"P2SAM: {', '.join(f'{k} {v:.3f}' for k, v in first.scores.items())} (Table" in shown
+
+
+def test_nested_readings_of_one_mask() -> None:
+    assert config.load("p2sam_brats").data.annotators == {"core": [1], "oedema": [1, 2], "whole": [1, 2, 4]}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -1,4 +1,4 @@
-"""The command line: ``samsans check | train | import | predict | evaluate | models | experiment | demo``.
+"""The command line: ``samsans check | convert | train | import | predict | evaluate | models | experiment | demo``.
 
 A command parses its arguments and calls one function of ``samsans.api`` (or of ``experiments``).  Nothing here imports
 torch before a command needs it.
@@ -19,6 +19,7 @@ from samsans.errors import InputError, SamsansError
 
 COMMANDS = {
     "check": "what was understood of a data set, what is wrong in it, and how to mend it",
+    "convert": "make image files of a pickle of LIDC-IDRI crops, which is read without running it",
     "train": "train a method on a folder of annotated images",
     "import": "make a run of weights that the authors of a method released",
     "predict": "segment files, folders and volumes with a trained run",
@@ -124,6 +125,20 @@ def _check(argv: list[str]) -> int:
     return 0 if report.ok else 1
 
 
+def _convert(argv: list[str]) -> int:
+    parser = _parser("convert")
+    parser.add_argument("file", type=str, metavar="FILE", help="the .pickle or .pkl file")
+    parser.add_argument("-o", "--out", type=str, required=True, metavar="DATA", help="folder to write")
+    args = _parse(parser, argv)
+    from samsans.data.convert import convert
+    from samsans.display import Display
+
+    with Display("converting") as display:
+        table, notes = convert(args.file, args.out, on_progress=display.step)
+    print("\n".join([*notes, f"converted: {table}", f"next: samsans check {table}"]))
+    return 0
+
+
 def train_parser(method: str, preset: str) -> Any:
     """The parser of ``samsans train METHOD``: short flags, and every key of the run's configuration."""
     from samsans import config
@@ -153,7 +168,7 @@ def _train(argv: list[str]) -> int:
         usage = "samsans train METHOD DATA -o RUN [options]\n       samsans train --config RECIPE DATA -o RUN [options]"
         print(f"usage: {usage}\n\n{methods}\n\nsamsans train METHOD --help\nsamsans models list shows the recipes")
         return 0
-    file = _peek(argv, "--config")
+    file = config.peek(argv, "--config")
     in_file = config.flatten(config.read_yaml(file)) if file else {}
     told: str | None = argv[0]
     if "method" in in_file and argv[0] not in zoo.METHODS and (argv[0].startswith("-") or Path(argv[0]).exists()):
@@ -166,8 +181,8 @@ def _train(argv: list[str]) -> int:
     method = api.choose_method(told, in_file.get("method"), file)
     argv = _named_backbone(argv if told is None else argv[1:])
     zoo.method_entry(method)
-    backbone = _peek(argv, "--backbone-name", "--backbone.name") or in_file.get("backbone.name")
-    preset = config.choose_preset(method, _peek(argv, "--preset") or in_file.get("preset"), backbone)
+    backbone = config.peek(argv, "--backbone-name", "--backbone.name") or in_file.get("backbone.name")
+    preset = config.choose_preset(method, config.peek(argv, "--preset") or in_file.get("preset"), backbone)
     args = _parse(train_parser(method, preset), argv, defaults=False).as_flat()
     given = {key.replace("backbone_name", "backbone"): value for key, value in vars(args).items()}
     data, out = given.pop("data_folder"), given.pop("out")
@@ -220,15 +235,6 @@ def _named_backbone(argv: list[str]) -> list[str]:
     return [re.sub(r"^--backbone(?==|$)", "--backbone-name", argument) for argument in argv]
 
 
-def _peek(argv: Sequence[str], *flags: str) -> str | None:
-    """The value of a flag that decides how the others are read."""
-    for index, argument in enumerate(argv):
-        name, equals, value = argument.partition("=")
-        if name in flags:
-            return value if equals else argv[index + 1] if index + 1 < len(argv) else None
-    return None
-
-
 def _predict(argv: list[str]) -> int:
     from argparse import BooleanOptionalAction
 
@@ -242,6 +248,7 @@ def _predict(argv: list[str]) -> int:
     parser.add_argument("--split", choices=["train", "val", "test"], help="only this part of the run's own split")
     parser.add_argument("--labels", type=str, help="true masks, for the prompted baselines alone")
     parser.add_argument("--probabilities", action="store_true", help="also write each object's probability")
+    parser.add_argument("--samples", type=int, metavar="K", help="also write K plausible answers, e.g. of P2SAM")
     parser.add_argument("--view", help="another answer of the method, e.g. stage1 of H-SAM")
     parser.add_argument("--largest-component", action="store_true", help="keep each object's largest piece alone")
     parser.add_argument(
@@ -256,9 +263,11 @@ def _predict(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--batch-size", type=int, help="slices a batch")
-    parser.add_argument("--seed", type=int, help="of the draw of supports")
+    parser.add_argument("--seed", type=int, help="of the draws of supports and samples")
     _data_options(parser)
     args = _parse(parser, argv)
+    if args.samples is not None and args.samples < 1:
+        raise InputError(f"--samples {args.samples}", "at least 1", "Leave it out for the method's own answer alone")
     from samsans import api
     from samsans.display import Display
 
@@ -288,6 +297,7 @@ def _predict(argv: list[str]) -> int:
             view=args.view,
             largest_component=args.largest_component,
             mirror=args.mirror,
+            samples=args.samples or 0,
             overwrite=args.overwrite,
             on_progress=display.step,
         )
@@ -334,22 +344,13 @@ def _evaluate(argv: list[str]) -> int:
 
 
 def _models(argv: list[str]) -> int:
-    from samsans import recipes, zoo
+    from samsans import recipes
 
     parser = _parser("models")
     parser.add_argument("action", choices=["list", "show", "where"], nargs="?", default="list")
     parser.add_argument("name", nargs="?", help="a backbone, method or recipe")
     args = _parse(parser, argv)
-    if args.action == "list":
-        print(f"{zoo.table()}\n\n{recipes.table()}")
-    elif args.action == "show":
-        if args.name is None:
-            raise InputError("`samsans models show` without a name", "one that `samsans models list` prints")
-        print(recipes.show(args.name) if args.name in recipes.names() else zoo.show(args.name))
-    else:
-        for entry in [zoo.backbone_entry(args.name)] if args.name else zoo.list_backbones():
-            found = "needs no weights" if entry.from_scratch else zoo.where(entry.name) or "not on this machine"
-            print(f"{entry.name:14}{found}")
+    print(recipes.catalogue(args.action, args.name))
     return 0
 
 

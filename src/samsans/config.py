@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,3 +191,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path} holds {type(values).__name__}", "keys such as train.lr")
     return values
+
+
+def peek(argv: Sequence[str], *flags: str) -> str | None:
+    """The value of a flag that decides how the others are read."""
+    for index, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name in flags:
+            return value if equals else argv[index + 1] if index + 1 < len(argv) else None
+    return None

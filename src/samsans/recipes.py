@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from samsans import zoo
 from samsans.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,6 +52,23 @@ class Published:
 
 
 @dataclass
+class PublishedSets:
+    """One published row of several answers an image, compared with those of several annotators.
+
+    Args:
+        table: Where it stands.
+        method: As the table calls it.
+        scores: By the names of the table, e.g. GED_16, HM-IoU, Dmax.
+        note: What a reader must know of this row.
+    """
+
+    table: str
+    method: str
+    scores: dict[str, float]
+    note: str = ""
+
+
+@dataclass
 class RecipeConfig:
     """What a run is meant to repeat; empty for a run of one's own.
 
@@ -61,6 +79,7 @@ class RecipeConfig:
         terms: Under which terms.
         layout: How the files must lie.
         published: What was published; the first row is the one to repeat, others are for orientation.
+        sets: The same of several answers an image, for orientation.
         tolerance: Largest difference of the mean Dice that counts as repeated, 0 to 1.
     """
 
@@ -70,6 +89,7 @@ class RecipeConfig:
     terms: str = ""
     layout: str = ""
     published: list[Published] = field(default_factory=list)
+    sets: list[PublishedSets] = field(default_factory=list)
     tolerance: float = 0.02
 
 
@@ -103,12 +123,13 @@ def locate(name: str | Path) -> Path:
 
 def table() -> str:
     """Every recipe with its method, data set and the published Dice, as a short table."""
-    lines = [f"{'recipe':23}{'method':10}{'data':12}published Dice"]
+    lines = [f"{'recipe':23}{'method':10}{'data':12}published Dice, or of several answers"]
     for name in names():
         values = _read(name)
         about = values["recipe"]
         data = re.split(r" \(|,", about["dataset"])[0]
-        lines.append(f"{name:23}{values['method']:10}{data:12}{about['published'][0]['dice']:.4f}")
+        published, *_ = [f"{row['dice']:.4f}" for row in about.get("published", ())] + _sets(about)
+        lines.append(f"{name:23}{values['method']:10}{data:12}{published}")
     return "\n".join(lines)
 
 
@@ -120,10 +141,14 @@ def show(name: str) -> str:
         "recipe": name,
         "method": f"{values['method']}, preset {values['preset']}",
         "split": values["split"].get("protocol") or ", ".join(f"{k} {v}" for k, v in values["split"].items()),
-        **{key: about[key] for key in ("dataset", "source", "terms", "layout", "tolerance")},
+        **{key: about[key] for key in ("dataset", "source", "terms", "layout", "tolerance") if key in about},
     }
     lines = [f"{key:10} {value}" for key, value in rows.items()]
-    for row in about["published"]:
+    for row, scores in zip(about.get("sets", ()), _sets(about), strict=True):
+        lines += ["", f"published  {row['method']}: {scores} ({row['table']})"]
+        if row.get("note"):
+            lines.append(f"           {row['note']}")
+    for row in about.get("published", ()):
         distance = f", HD95 {row['hd95']}" if row.get("hd95") is not None else ""
         lines += ["", f"published  {row['method']}: Dice {row['dice']:.4f}{distance} ({row['table']})"]
         if row.get("classes"):
@@ -131,6 +156,19 @@ def show(name: str) -> str:
         if row.get("note"):
             lines.append(f"           {row['note']}")
     return "\n".join(lines)
+
+
+def catalogue(action: str, name: str | None = None) -> str:
+    """What ``samsans models list | show | where`` prints: all entries, one of them, or where the weights lie."""
+    if action == "list":
+        return f"{zoo.table()}\n\n{table()}"
+    if action == "show":
+        if name is None:
+            raise InputError("`samsans models show` without a name", "one that `samsans models list` prints")
+        return show(name) if name in names() else zoo.show(name)
+    found = [zoo.backbone_entry(name)] if name else zoo.list_backbones()
+    places = ("needs no weights" if e.from_scratch else zoo.where(e.name) or "not on this machine" for e in found)
+    return "\n".join(f"{entry.name:14}{place}" for entry, place in zip(found, places, strict=True))
 
 
 def departures(config: RunConfig) -> tuple[str, ...]:
@@ -148,6 +186,7 @@ def departures(config: RunConfig) -> tuple[str, ...]:
         flat = configuration.flatten(configuration.to_dict(run))
         flat["train.batch_size x devices"] = flat.pop("train.batch_size") * flat.pop("train.devices")
         flat["recipe.published"] = tuple(f"{row['method']} {row['dice']}" for row in flat["recipe.published"])
+        flat["recipe.sets"] = tuple(f"{row['method']} {row['scores']}" for row in flat["recipe.sets"])
         return flat
 
     meant, made = settings(configuration.load(folder() / f"{config.recipe.name}.yaml")), settings(config)
@@ -155,6 +194,11 @@ def departures(config: RunConfig) -> tuple[str, ...]:
     keys = (key for key in {**meant, **made} if not (key in planned or OWN_BUSINESS.match(key)))
     differing = (key for key in keys if meant.get(key) != made.get(key))
     return tuple(f"{key}: {meant.get(key)} -> {made.get(key)}" for key in differing)
+
+
+def _sets(about: dict[str, Any]) -> list[str]:
+    """The scores of each published row of several answers an image."""
+    return [", ".join(f"{k} {v:.3f}" for k, v in row["scores"].items()) for row in about.get("sets", ())]
 
 
 def _read(name: str) -> dict[str, Any]:

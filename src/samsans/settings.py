@@ -88,7 +88,8 @@ class BackboneConfig:
     """The Segment Anything Model underneath.
 
     Args:
-        name: A name of ``samsans models``, a hub id, a local directory, or an original ``.pth`` file.
+        name: A name of ``samsans models``, a hub id, a local directory, or an original ``.pth`` file; none:
+            for prob_unet, which has no SAM inside.
         input_size: Side S of the square the model sees, in pixels, a multiple of the patch; null: the backbone's own.
         resize: squash to S x S, or pad: longest side to S, bottom and right padded; padding is background to the losses
             and left out of class counts, scores and results.
@@ -209,10 +210,11 @@ class TrainConfig:
         warmup: Steps of linear warm-up.
         clip: Largest gradient norm; 0 never clips.
         precision: fp32, or bf16 autocast.
-        validate_every: Steps between validations; 0 validates at the end only.
+        validate_every: Steps between validations; 0 validates at the end of each training stage only.
+        validate_epochs: Epochs between validations, instead of ``validate_every``; 0: that decides.
         save_every: Steps between checkpoints.
         save_minutes: Also save when this many minutes have passed since the last checkpoint.
-        patience: Stop after this many validations without improvement; 0 never.
+        patience: Stop after this many validations without improvement in the last training stage; 0 never.
         pictures_every: Steps between sample pictures; 0 none.
         workers: Processes that prepare batches.
         accelerator: auto, cpu, gpu or mps.
@@ -240,6 +242,7 @@ class TrainConfig:
     clip: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     validate_every: int = 0
+    validate_epochs: int = 0
     save_every: int = 200
     save_minutes: float = 2.0
     patience: int = 0

@@ -75,6 +75,8 @@ class Case:
     id: relative path without suffix, unique in its data set.  patient: what a split must never separate.
     images: one file per channel (usually one), or the files of a stack, in slice order, when ``stacked``.
     labels: one entry per annotator, each with as many files as slices (one, unless ``stacked``); empty if unlabelled.
+    threshold: file values above it are the object, 1, all others 0 (``data.threshold``).  answers: for each annotator
+        the file values that are its object, 1, all others 0, where one file holds several (``data.annotators``).
     """
 
     id: str
@@ -82,6 +84,8 @@ class Case:
     images: tuple[Path, ...]
     labels: tuple[tuple[Path, ...], ...] = ()
     stacked: bool = False
+    threshold: int | None = None
+    answers: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from transformers import SamModel
 from samsans import zoo
 from samsans.backbones.geometry import resize_state
 from samsans.backbones.sam import LoadReport, Sam, build_network, tie_positions
-from samsans.backbones.start import initialise
+from samsans.backbones.start import draw_heads, initialise
 from samsans.errors import InputError
 from samsans.zoo import BackboneEntry, SamArchitecture
 
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 FOURIER = "shared_image_embedding.positional_embedding"
 FOURIER_TWIN = "prompt_encoder.shared_embedding.positional_embedding"
 POS_EMBED = "vision_encoder.pos_embed"
+MASK_HEADS = re.compile(r"mask_decoder\.(mask_tokens|output_hypernetworks_mlps|iou_prediction_head)\.")
 
 # Names in the original files, as patterns, and in transformers.  Names that no pattern matches are the same in both.
 ORIGINAL_NAMES = (
@@ -65,21 +66,31 @@ ORIGINAL_NAMES = (
 )
 
 
-def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Sam:
+def load_backbone(config: BackboneConfig, *, seed: int = 0, masks: int | None = None) -> Sam:
     """The backbone that ``config`` names, ready to encode and decode, on the CPU in float32.
 
     ``config.name``: a name of the zoo, a hub id ``org/name``, a folder or file of weights.  ``seed`` decides the
     weights of those that start from random ones, and nothing else.  The base is frozen unless ``config.train`` is
-    ``all``.  Raises ``InputError`` where the weights are not here and cannot be fetched, or do not fit.
+    ``all``.  ``masks``: another number of masks in the decoder, whose heads are then drawn from ``seed`` (see
+    ``load_network``).  Raises ``InputError`` where the weights are not here and cannot be fetched, or do not fit.
     """
+    if config.name == "none":
+        known = ", ".join(zoo.BACKBONES)
+        raise InputError(
+            "backbone.name none for a method that is built on SAM", f"one of {known}, or a file of weights"
+        )
     entry, canvas = zoo.BACKBONES.get(config.name), None
     if entry is not None and entry.from_scratch:
         side = config.input_size or entry.input_size
-        model = build_network(entry.architecture_for(side), side, config.attention)
+        arch = entry.architecture_for(side)
+        arch = arch if masks is None else dataclasses.replace(arch, multimask=masks)
+        model = build_network(arch, side, config.attention)
         report = LoadReport(f"random numbers, seed {seed}", len(initialise(model, seed).state_dict()))
     else:
         path = find_weights(config.name)
-        model, report, made_for = load_network(path, config.input_size, config.attention, entry, config.positions)
+        model, report, made_for = load_network(
+            path, config.input_size, config.attention, entry, config.positions, masks=masks, seed=seed
+        )
         canvas = made_for if config.positions == "crop" else None
     log.info("%s: %s", config.name, report)
     sam = Sam(
@@ -104,11 +115,17 @@ def load_network(
     attention: str = "fast",
     entry: BackboneEntry | None = None,
     positions: str = "resize",
+    *,
+    masks: int | None = None,
+    seed: int = 0,
 ) -> tuple[SamModel, LoadReport, int]:
     """The network of a file of weights, for inputs of ``input_size`` px (``None``: the size it was made for).
 
     ``entry``: what the file is meant to be; another architecture is refused.  ``positions``: resize or crop.  The last
     value is the side in px that the weights were made for.
+
+    ``masks``: another number of masks in the decoder.  Then all mask tokens and hypernetworks and the IoU head are
+    left in the file and drawn from ``seed``, also those whose shapes would fit, and nothing else is.
     """
     state = read_state(path)
     arch = infer_architecture(state, path)
@@ -126,12 +143,20 @@ def load_network(
             f"at most {arch.input_size} px, what {path} was made for",
             "Set backbone.positions resize, or a smaller backbone.input_size",
         )
+    drawn: dict[str, Tensor] = {}
+    if masks is not None:
+        arch = dataclasses.replace(arch, multimask=masks)
+        state = {key: value for key, value in state.items() if not MASK_HEADS.match(key)}
     model = build_network(arch, side, attention)
     state, resized = resize_state(state, arch, side // arch.patch, positions)
+    if masks is not None:
+        shapes = {key: tuple(value.shape) for key, value in model.state_dict().items() if MASK_HEADS.match(key)}
+        drawn = draw_heads(shapes, seed)
+        state |= drawn
     check_state(model, state, path)
     model.load_state_dict({**state, FOURIER_TWIN: state[FOURIER]}, strict=True, assign=True)
     tie_positions(model)
-    return model, LoadReport(str(path), len(state), resized), arch.input_size
+    return model, LoadReport(str(path), len(state) - len(drawn), resized, tuple(drawn)), arch.input_size
 
 
 def find_weights(name: str) -> Path:

@@ -20,14 +20,20 @@ from samsans.zoo import SamArchitecture
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What loading did.  ``resized``: one line per position table that was resized to another input side."""
+    """What loading did.
+
+    resized: one line per position table that was resized to another input side.  drawn: names of the tensors that were
+    not taken from the source but drawn at random; ``tensors`` does not count them.
+    """
 
     source: str
     tensors: int
     resized: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         tables = "".join(f"\n  resized {line}" for line in self.resized)
+        tables += f"\n  drew {len(self.drawn)} tensors at random" if self.drawn else ""
         return f"{self.tensors} tensors from {self.source}{tables}"
 
 
@@ -114,12 +120,17 @@ class Sam(nn.Module):
 
     @property
     def base_hash(self) -> str:
-        """SHA-256 over the names and bytes of the base weights as loaded, adapters left out; computed once."""
+        """SHA-256 over the names and bytes of the base weights as loaded, adapters left out; computed once.
+
+        Tensors that loading drew at random have no part in it.
+        """
         if self._base_hash is None:
             from samsans.backbones.adapters import base_state
 
             digest = hashlib.sha256()
             for name, tensor in sorted(base_state(self).items()):
+                if name in self.load_report.drawn:
+                    continue
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
             self._base_hash = digest.hexdigest()

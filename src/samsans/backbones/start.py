@@ -9,6 +9,7 @@ arXiv 2305.09828).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +56,22 @@ def initialise(model: Any, seed: int) -> Any:
     for layer in encoder.layers:
         mimic(layer.attn, generator)
     return model
+
+
+def draw_heads(shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, Tensor]:
+    """Mask tokens and heads as the original SAM starts them: tokens N(0, 1), layers uniform in ``1 / sqrt(fan in)``.
+
+    ``transformers`` would start tokens at 0.02: nearly alike, so that their masks part slowly.  Depends on ``seed``
+    alone and leaves torch's global state as it is.
+    """
+    generator, drawn = torch.Generator().manual_seed(seed), {}
+    for name, shape in sorted(shapes.items()):
+        if "tokens" in name:
+            drawn[name] = torch.randn(*shape, generator=generator)
+        else:
+            bound = 1 / math.sqrt(shapes[f"{name.rpartition('.')[0]}.weight"][1])
+            drawn[name] = torch.empty(*shape).uniform_(-bound, bound, generator=generator)
+    return drawn
 
 
 def sine_positions(height: int, width: int, channels: int) -> Tensor:

@@ -18,6 +18,11 @@ def moves(config: AugmentConfig) -> bool:
     return any((config.flip, config.rotate, config.scale, config.shift))
 
 
+def changes(config: AugmentConfig) -> bool:
+    """Whether images are changed at all."""
+    return config.policy != "affine" or moves(config) or bool(config.intensity)
+
+
 def draw_affine(config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
     """``(2, 3)`` float32: output to input coordinates in [-1, 1] (x, y): flip, rotation, size and shift."""
     flip = -1.0 if rng.random() < config.flip else 1.0

@@ -79,7 +79,8 @@ class Dataset:
         return Volume(array, affine, case.images[0], header)
 
     def read_labels(self, case: Case, annotator: int = 0) -> Volume:
-        """Label map ``(D, H, W)`` of the values that stand in the file of one ``annotator``."""
+        """Label map ``(D, H, W)`` of one ``annotator``: the values that stand in the file, or 0 and 1 where
+        ``data.threshold`` or ``data.annotators`` says how its one object is read."""
         if not case.labels:
             raise InputError(f"{case.id} has no mask", "a labelled case")
         files = case.labels[annotator]
@@ -87,7 +88,12 @@ class Dataset:
         affine = volumes[0].affine
         if affine is None and self.spacing is not None:
             affine = affine_of_spacing(self.spacing)
-        return Volume(_join([v.array for v in volumes], files, axis=0), affine, files[0])
+        array = _join([v.array for v in volumes], files, axis=0)
+        return Volume(objects.read_as(array, case, annotator), affine, files[0])
+
+    def read_annotations(self, case: Case) -> tuple[Volume, ...]:
+        """The label maps of all annotators of a case, in their order; empty where it has no mask."""
+        return tuple(self.read_labels(case, annotator) for annotator in range(len(case.labels)))
 
 
 def _join(arrays: Sequence[np.ndarray], paths: Sequence[Path], axis: int) -> np.ndarray:
@@ -156,6 +162,8 @@ def find_cases(config: DataConfig, *, infer: bool = True) -> Dataset:
         spacing = (z, y, x)
     notes = [*found.notes, *notes]
     dataset = Dataset(root, found.layout, cases, (), tuple(notes), parts, found.orphans, spacing)
+    if reading := _one_object_by(config):
+        return replace(dataset, classes=objects.one_object(config.classes, reading))
     names = config.classes or found.names
     beside = (root if root.is_dir() else root.parent) / objects.FILE
     if names:
@@ -169,6 +177,16 @@ def find_cases(config: DataConfig, *, infer: bool = True) -> Dataset:
     else:
         classes, note = (), UNLABELLED
     return replace(dataset, classes=classes, notes=(*notes, note) if note else tuple(notes))
+
+
+def _one_object_by(config: DataConfig) -> str:
+    """The setting that makes one object of all masks; empty where none does."""
+    if config.annotators is None:
+        return "" if config.threshold is None else "data.threshold"
+    if config.threshold is not None:
+        raise InputError("data.threshold beside data.annotators", "one of them")
+    objects.named_classes(config.annotators)  # at least one value each, or an error
+    return "data.annotators" if config.annotators else ""
 
 
 def label_values(dataset: Dataset, at_most: int = SCANNED) -> set[int]:
@@ -191,6 +209,12 @@ def _cases(found: Found, config: DataConfig) -> tuple[tuple[Case, ...], dict[str
         notes += [note] if note else []
     else:
         pairs = [(pair, False) for pair in found.pairs]
+    answers = tuple(tuple(sorted(values)) for values in (config.annotators or {}).values())
+    if config.threshold is not None:
+        notes.append(f"mask values above {config.threshold} are the object (data.threshold)")
+    if config.annotators:
+        named = ", ".join(f"{name} {sorted(values)}" for name, values in config.annotators.items())
+        notes.append(f"{len(answers)} annotators of one mask by its values: {named}")
     cases = []
     guessed = set()
     for pair, stacked in pairs:
@@ -213,7 +237,14 @@ def _cases(found: Found, config: DataConfig) -> tuple[tuple[Case, ...], dict[str
             raters = tuple(pair.labels[i : i + slices] for i in range(0, len(pair.labels), slices))
         else:
             raters = tuple((p,) for p in pair.labels)
-        cases.append(Case(pair.id, patient, pair.images, raters, stacked))
+        if answers and len(raters) > 1:
+            raise InputError(
+                f"{pair.id} has {len(raters)} masks, and data.annotators reads several annotators out of each",
+                "one mask an image",
+                "Leave out data.annotators, or name one mask each with data.labels",
+            )
+        raters *= max(len(answers), 1)
+        cases.append(Case(pair.id, patient, pair.images, raters, stacked, config.threshold, answers))
     if "folders" in guessed:
         notes.append("the first folder of each case is taken as its patient; data.patient says otherwise")
     if "none" in guessed and config.volume is None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from samsans.errors import InputError
 from samsans.io import atomic
-from samsans.types import ClassInfo
+from samsans.types import Case, ClassInfo
 
 BACKGROUND = 0
 LOSSY_VALUES = (
@@ -44,6 +44,29 @@ def named_classes(values: Mapping[str, Iterable[int]]) -> tuple[ClassInfo, ...]:
             raise InputError(f"object {name!r} has no mask value", "at least one whole number", "Give it its values")
         classes.append(ClassInfo(str(name), label, numbers))
     return tuple(classes)
+
+
+def read_as(labels: np.ndarray, case: Case, annotator: int = 0) -> np.ndarray:
+    """File values ``(...)`` of a mask of ``case`` as the data set has them read: unchanged, or 1 where its one object
+    is by ``threshold`` or by what ``answers`` of ``annotator`` lists, else 0 (uint8)."""
+    if case.threshold is not None:
+        return (labels > case.threshold).astype(np.uint8)
+    if case.answers:
+        return np.isin(labels, case.answers[annotator]).astype(np.uint8)
+    return labels
+
+
+def one_object(given: Mapping[str, Iterable[int]] | None, reason: str) -> tuple[ClassInfo, ...]:
+    """The object of masks of 0 and 1, by the name ``given`` or as ``object``; InputError where others are given."""
+    classes = named_classes(given or {"object": [1]})
+    if len(classes) != 1 or classes[0].values != (1,):
+        listed = ", ".join(f"{c.name}: {list(c.values)}" for c in classes)
+        raise InputError(
+            f"data.classes {{{listed}}} beside {reason}",
+            "one object of value 1, such as {nodule: [1]}: masks are then 0 and 1",
+            f"Leave out data.classes, or {reason}",
+        )
+    return classes
 
 
 def infer_classes(found: Iterable[int]) -> tuple[tuple[ClassInfo, ...], str]:

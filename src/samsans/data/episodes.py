@@ -6,7 +6,9 @@ of its step.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -161,21 +163,35 @@ class BatchSource:
         self.augmentation = augmentation
         self.seed = seed
         self.foreground = foreground
+        self.count = len(slices)
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps of one process that pass once over the training slices."""
-        return -(-len(self.slices) // self.batch_size)
+        return -(-self.count // self.batch_size)
+
+    def first(self, count: int) -> BatchSource:
+        """The same from the first ``count`` slices alone; from all where there are no more.
+
+        Raises InputError where none of them shows an object.
+        """
+        fewer = copy.copy(self)
+        fewer.count = min(count, self.count)
+        if count < 1 or not self.slices.present[: fewer.count].any():
+            raise InputError(
+                f"the first {count} training slices show no object", "slices that do", "Learn from more slices"
+            )
+        return fewer
 
     def draw(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
         """Indices ``(B,)`` of a step: the ``step``-th stretch of all epochs' orders laid end to end, shared by rank."""
-        count = len(self.slices)
+        count = self.count
         places = (step * world + rank) * self.batch_size + np.arange(self.batch_size)
         orders = {
             int(e): np.random.default_rng([self.seed, 1, int(e)]).permutation(count) for e in set(places // count)
         }
         indices = np.array([orders[int(p // count)][p % count] for p in places])
-        shown = np.asarray(self.slices.present.any(1))
+        shown = np.asarray(self.slices.present[:count].any(1))
         lacking = np.flatnonzero(~shown[indices])
         missing = int(np.ceil(self.foreground * self.batch_size)) - int(shown[indices].sum())
         if missing > 0 and shown.any():
@@ -186,14 +202,41 @@ class BatchSource:
         return indices
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
-        """``Batch`` of ``batch_size`` slices with the masks of all objects, without ``targets``."""
-        items = [self.slices[int(i)] for i in self.draw(step, rank, world)]
-        images, masks, valid = _stack(items)
+        """``Batch`` of ``batch_size`` slices with the masks of all objects (and all annotations), no ``targets``."""
         rng = np.random.default_rng([self.seed, 3, step, rank])
-        images, masks = augment(images, masks, self.augmentation, rng)
-        masks = masks & inside(valid, images.shape[-1])[:, None]
-        shown = self.slices.preprocess.normalize(images, valid)
-        return Batch(shown, masks, tuple(s.id for s in items), self.slices.objects, None, valid)
+        return plain_batch(self.slices, self.draw(step, rank, world), self.augmentation, rng)
+
+
+def plain_batch(
+    slices: SliceDataset,
+    indices: Sequence[int] | np.ndarray,
+    augmentation: AugmentConfig | None = None,
+    rng: np.random.Generator | None = None,
+) -> Batch:
+    """Those slices as one batch without ``targets``, normalised, nothing being drawn on padding.
+
+    augmentation: changed at random, by ``rng``; masks and annotations alike.  ``Batch.annotations`` and ``drawn`` are
+    there where ``slices`` reads all annotators.
+    """
+    items = [slices[int(i)] for i in indices]
+    images, masks, valid = _stack(items)
+    drawn = [s.drawn for s in items if s.drawn is not None]
+    annotated = [s.annotations for s in items if s.annotations is not None]
+    annotations = torch.stack(annotated) if annotated else masks[:, None]
+    if augmentation is not None:
+        assert rng is not None
+        images, packed = augment(images, annotations.flatten(1, 2), augmentation, rng)  # annotators as channels
+        annotations = packed.reshape(annotations.shape)
+    annotations = annotations & inside(valid, images.shape[-1])[:, None, None]
+    batch = Batch(
+        slices.preprocess.normalize(images, valid),
+        annotations[:, 0],
+        tuple(s.id for s in items),
+        slices.objects,
+        None,
+        valid,
+    )
+    return replace(batch, annotations=annotations, drawn=torch.stack(drawn)) if drawn else batch
 
 
 def _require_objects(slices: SliceDataset) -> None:

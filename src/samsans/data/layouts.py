@@ -30,6 +30,7 @@ from samsans.data.pairs import (
     relative_id,
 )
 from samsans.errors import InputError
+from samsans.io.files import PICKLE_SUFFIXES, pickle_error
 from samsans.io.packed import holds_mask
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "frames", "scans")
@@ -321,6 +322,8 @@ def recognise(root: Path, images: str | None = None, labels: str | None = None) 
     """
     if not root.exists():
         raise InputError(f"there is nothing at {root}", "a folder, a CSV file or an image", "Check data.path")
+    if io.suffix(root) in PICKLE_SUFFIXES and root.is_file():
+        raise pickle_error(root)
     if images is None and labels is not None:
         raise InputError("data.labels is given without data.images", "both", "Give the images as a glob too")
     if images is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from samsans.data.classes import class_masks, disjoint_classes, value_counts
 from samsans.data.transforms import Levels, Preprocess
 from samsans.errors import InputError
 from samsans.io.orientation import Orientation
-from samsans.types import Case
+from samsans.types import Case, Volume
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,9 @@ class Slice:
 
     image: ``(3, S, S)`` uint8.  masks: ``(N, S, S)`` bool, all ``False`` where the case has no mask.
     valid: height and width of the image part of S x S.  id: ``case``, or ``case#012`` of a volume.
-    present: which of the N objects it shows.
+    present: which of the N objects it shows, to any of the annotators that are read.
+    annotations: ``(A, N, S, S)`` bool, what each annotator drew, empty beyond the case's own ones, and ``drawn``
+        ``(A,)`` bool, which annotators the case has; ``None`` where only the first annotator is read.
     """
 
     image: Tensor
@@ -36,24 +38,30 @@ class Slice:
     id: str
     patient: str
     present: tuple[bool, ...]
+    annotations: Tensor | None = None
+    drawn: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its pixels."""
+        drawn = 0 if self.annotations is None else self.annotations.nbytes
+        return self.image.nbytes + self.masks.nbytes + drawn
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a slice is found: ``index`` of ``depth`` slices of ``case``; its pixels of background and each object."""
+    """Where a slice is found: ``index`` of ``depth`` slices of ``case``; its pixels of background and each object by
+    the first annotator; which objects it shows to anyone."""
 
     case: Case
     index: int
     depth: int
     pixels: tuple[int, ...]
+    present: tuple[bool, ...]
 
     @property
     def id(self) -> str:
         return _name(self.case, self.index, self.depth)
-
-    @property
-    def present(self) -> tuple[bool, ...]:
-        return tuple(n > 0 for n in self.pixels[1:])
 
 
 def _name(case: Case, index: int, depth: int) -> str:
@@ -62,10 +70,10 @@ def _name(case: Case, index: int, depth: int) -> str:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A case in canonical orientation: image ``(D, H, W, C)``, labels ``(D, H, W)`` or ``None``, grey levels."""
+    """A case in canonical orientation: image ``(D, H, W, C)``, labels ``(D, H, W)`` by annotator, grey levels."""
 
     image: np.ndarray
-    labels: np.ndarray | None
+    labels: tuple[np.ndarray, ...]
     levels: Levels | None
 
 
@@ -78,8 +86,10 @@ class SliceDataset(Sequence[Slice]):
     foreground: keep only slices that show an object after resizing.
     draw: chooses at last, from the names of the slices that are left, those to keep.
     exclusive: masks do not overlap: an object loses the pixels of objects that lie inside it by definition.
-    The masks are those of the first annotator (decision D-25).  Nothing is read before the first use; the first
-    ``len`` reads the masks (images where there is no mask) to learn which slice shows which object.
+    annotators: read what all annotators drew, A being the most that any case of ``dataset`` has; a slice then shows
+        what any of them drew.  The masks are those of the first annotator (decision D-25) all the same.
+    Nothing is read before the first use; the first ``len`` reads the masks (images where there is no mask) to learn
+    which slice shows which object.
 
     Raises InputError that names the file where one is damaged or a mask is not on the grid of its image, the slices of
     ``only`` that are not there or show nothing although ``shown``, and the objects that cannot be made exclusive.
@@ -98,6 +108,7 @@ class SliceDataset(Sequence[Slice]):
         foreground: bool = False,
         draw: Callable[[Sequence[str]], Collection[str]] | None = None,
         exclusive: bool = False,
+        annotators: bool = False,
     ) -> None:
         known = {case.id: case for case in dataset.cases}
         self.cases = tuple(known[id] if id in known else dataset.by_id(id) for id in ids)
@@ -109,6 +120,7 @@ class SliceDataset(Sequence[Slice]):
         self._shown = shown
         self._foreground = foreground
         self._draw = draw
+        self.annotators = max((len(case.labels) for case in dataset.cases), default=0) if annotators else 0
         self._cache = Cache(int(cache_gb * GIB))
 
     @property
@@ -150,12 +162,23 @@ class SliceDataset(Sequence[Slice]):
         prepared = self._cache.get(index)
         if prepared is None:
             prepared = self._prepare(self._entries[index])
-            self._cache.put(index, prepared, prepared.image.nbytes + prepared.masks.nbytes)
+            self._cache.put(index, prepared, prepared.nbytes)
         return prepared
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How many slices ``foreground`` left out, for people; empty where none."""
+        out = len(self._scanned) - sum(any(e.present) for e in self._scanned) if self._foreground else 0
+        who = "no annotator drew" if self.annotators else "do not show"
+        return (f"{out} of {len(self._scanned)} slices, on which {who} anything, are left out",) if out else ()
+
+    @cached_property
+    def _scanned(self) -> tuple[_Entry, ...]:
+        return tuple(entry for case in self.cases for entry in self._scan(case))
 
     @cached_property
     def _entries(self) -> tuple[_Entry, ...]:
-        entries = [entry for case in self.cases for entry in self._scan(case)]
+        entries = self._scanned
         if self._only is not None:
             self._require_found({e.id for e in entries})
         left = tuple(e for e in entries if any(e.present) or not self._foreground)
@@ -178,19 +201,39 @@ class SliceDataset(Sequence[Slice]):
 
     def _scan(self, case: Case) -> list[_Entry]:
         """The slices of a case that are to be kept, and the pixels of each, from its mask where it has one."""
+        nothing = (0,) * (len(self.classes) + 1)
         if not case.labels:
             volume = self.dataset.read_image(case)
             depth = Orientation.of(volume, self.slice_axis).to_slices(volume.array).shape[0]
-            return [_Entry(case, i, depth, (0,) * (len(self.classes) + 1)) for i in self._kept(case, depth)]
-        drawn = self.dataset.read_labels(case)
-        grounded = drawn.affine is not None or drawn.shape[0] == 1 or case.stacked or case.labels[0] == case.images
-        volume = drawn if grounded else self.dataset.read_image(case)  # a mask without geometry lies as its image does
-        labels = Orientation.of(volume, self.slice_axis).to_slices(drawn.array)
-        depth = labels.shape[0]
+            absent = (False,) * len(self.classes)
+            return [_Entry(case, i, depth, nothing, absent) for i in self._kept(case, depth)]
+        drawn = [self._upright(case, labels) for labels in self._read(case)]
+        depth = drawn[0].shape[0]
+        for files, labels in zip(case.labels, drawn, strict=False):
+            if labels.shape != drawn[0].shape:
+                raise InputError(
+                    f"{files[0]} has the size {labels.shape}, {case.labels[0][0]} {drawn[0].shape}",
+                    "masks of one size by all annotators of a case",
+                )
         kept = self._kept(case, depth)
         if self._shown:
-            self._require_shown(case, labels, kept)
-        return [_Entry(case, i, depth, self._pixels(labels[i])) for i in kept]
+            self._require_shown(case, drawn[0], kept)
+        entries = []
+        for i in kept:
+            counts = [self._pixels(labels[i]) for labels in drawn]
+            present = tuple(any(c[1 + n] > 0 for c in counts) for n in range(len(self.classes)))
+            entries.append(_Entry(case, i, depth, counts[0], present))
+        return entries
+
+    def _read(self, case: Case) -> tuple[Volume, ...]:
+        """The label maps of a case: those of all annotators, or the first one's."""
+        return self.dataset.read_annotations(case) if self.annotators else (self.dataset.read_labels(case),)
+
+    def _upright(self, case: Case, drawn: Volume) -> np.ndarray:
+        """A label map in canonical orientation."""
+        grounded = drawn.affine is not None or drawn.shape[0] == 1 or case.stacked or case.labels[0] == case.images
+        volume = drawn if grounded else self.dataset.read_image(case)  # a mask without geometry lies as its image does
+        return Orientation.of(volume, self.slice_axis).to_slices(drawn.array)
 
     def _kept(self, case: Case, depth: int) -> list[int]:
         """Which of the ``depth`` slices of a case are asked for."""
@@ -222,15 +265,13 @@ class SliceDataset(Sequence[Slice]):
             return decoded
         volume = self.dataset.read_image(case)
         orientation = Orientation.of(volume, self.slice_axis)
-        labels = None
-        if case.labels:
-            drawn = self.dataset.read_labels(case)
-            require_same_grid(case, volume, drawn)
-            labels = orientation.to_slices(drawn.array)
+        drawn = self._read(case) if case.labels else ()
+        for files, map_ in zip(case.labels, drawn, strict=False):
+            require_same_grid(replace(case, labels=(files,)), volume, map_)
+        labels = tuple(orientation.to_slices(d.array) for d in drawn)
         decoded = _Decoded(orientation.to_slices(volume.array), labels, self.preprocess.levels(volume.array))
         if decoded.image.shape[0] > 1:
-            size = decoded.image.nbytes + (0 if labels is None else labels.nbytes)
-            self._cache.put(case.id, decoded, size)
+            self._cache.put(case.id, decoded, decoded.image.nbytes + sum(array.nbytes for array in labels))
         return decoded
 
     def _prepare(self, entry: _Entry) -> Slice:
@@ -238,9 +279,13 @@ class SliceDataset(Sequence[Slice]):
         picture = decoded.image[entry.index]
         side = self.preprocess.input_size
         height, width = valid = self.preprocess.valid(*picture.shape[:2])
-        masks = torch.zeros(len(self.objects), side, side, dtype=torch.bool)
-        if decoded.labels is not None:  # resized as values: one map instead of N
-            sampled = self.preprocess.sample(decoded.labels[entry.index])
-            masks[:, :height, :width] = torch.from_numpy(class_masks(sampled, self.classes))
+        annotations = torch.zeros(max(self.annotators, 1), len(self.objects), side, side, dtype=torch.bool)
+        for mask, labels in zip(annotations, decoded.labels, strict=False):  # resized as values: one map instead of N
+            sampled = self.preprocess.sample(labels[entry.index])
+            mask[:, :height, :width] = torch.from_numpy(class_masks(sampled, self.classes))
         image = self.preprocess.image(picture, decoded.levels)
-        return Slice(image, masks, valid, entry.id, entry.case.patient, entry.present)
+        plain = Slice(image, annotations[0], valid, entry.id, entry.case.patient, entry.present)
+        if not self.annotators:
+            return plain
+        drawn = torch.arange(self.annotators) < len(decoded.labels)
+        return replace(plain, annotations=annotations, drawn=drawn)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from samsans.config import DataConfig
 from samsans.errors import InputError
-from samsans.types import Case, Progress
+from samsans.types import Case, ClassInfo, Progress
 
 if TYPE_CHECKING:
     from samsans.data.cases import Dataset
@@ -22,6 +23,57 @@ EXPERIMENTS = {
     "prompts": "samsans.experiments.prompts:prompts",
 }
 OWN_OPTIONS = {"nnunet": ("python", "minutes", "threads", "mirror")}  # which only some experiments take
+
+
+@dataclass(frozen=True)
+class Request:
+    """What every experiment is asked.
+
+    Args:
+        data: The data set, as for training.
+        run_folder: Folder that ``train`` wrote.
+        out: Folder for tables, figures and label maps.
+        seed: Of the draws.
+        limit: Evaluate at most this many cases.
+        part: Which held-out part of the run; by default ``test``, or ``val`` where nobody is in it.
+        convention: Name of a convention of ``samsans.metrics.conventions``.
+        on_progress: Called with a ``Progress``.
+    """
+
+    data: DataConfig
+    run_folder: Path
+    out: Path
+    seed: int = 0
+    limit: int | None = None
+    part: Literal["val", "test"] | None = None
+    convention: str = "default"
+    on_progress: Callable[[Progress], None] | None = None
+
+    def tell(self, done: int, total: int, what: str) -> None:
+        """Report progress to who wants to know it."""
+        if self.on_progress is not None:
+            self.on_progress(Progress(done, total, what))
+
+    def find(self, classes: Sequence[ClassInfo]) -> Dataset:
+        """The data set with the objects that ``data.classes`` names, or else with the run's, ``classes``."""
+        from samsans.data.cases import find_cases
+
+        known = {info.name: list(info.values) for info in classes}
+        return find_cases(replace(self.data, classes=self.data.classes or known))
+
+    def held_out(self, dataset: Dataset) -> list[Case]:
+        """The labelled cases that the run held out, at most ``limit``; ``InputError`` where there is none."""
+        from samsans.data.splits import Split
+
+        split = Split.load(self.run_folder / "split.json")
+        ids = set(getattr(split, self.part) if self.part else split.test or split.val)
+        cases = [case for case in dataset.labelled if case.id in ids][: self.limit]
+        if not cases:
+            where = f" for {self.part}" if self.part else ""
+            raise InputError(
+                f"{self.run_folder} holds no case of {dataset.root} out{where}", "a run with --split.test 0.2, say"
+            )
+        return cases
 
 
 def add_arguments(parser: Any) -> None:
@@ -40,19 +92,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--mirror", action="store_true", default=None, help="nnunet: predict with mean over mirrorings")
 
 
-def run(
-    name: str,
-    data: DataConfig,
-    run_folder: Path,
-    out: Path,
-    *,
-    seed: int = 0,
-    limit: int | None = None,
-    part: Literal["val", "test"] | None = None,
-    convention: str = "default",
-    on_progress: Callable[[Progress], None] | None = None,
-    **own: Any,
-) -> str:
+def run(name: str, data: DataConfig, run_folder: Path, out: Path, **options: Any) -> str:
     """Run the experiment ``name`` of a trained run on a data set; writes into ``out`` and returns its table as text.
 
     Args:
@@ -60,31 +100,15 @@ def run(
         data: The data set, as for training.
         run_folder: Folder that ``train`` wrote.
         out: Folder for tables, figures and label maps.
-        seed: Of the draws.
-        limit: Evaluate at most this many images.
-        part: Which held-out part of the run; by default ``test``, or ``val`` where nobody is in it.
-        convention: Name of a convention of ``samsans.metrics.conventions``.
-        on_progress: Called with a ``Progress``.
-        own: Options that only some experiments take, see ``OWN_OPTIONS``; ``None`` is not given.
+        options: Further ones of ``Request``, and those that only some experiments take, see ``OWN_OPTIONS``; ``None``
+            of these is not given.
     """
+    special = {option for taken in OWN_OPTIONS.values() for option in taken}
+    own = {option: options.pop(option) for option in special & options.keys()}
     given = {option: value for option, value in own.items() if value is not None}
     for option in given.keys() - OWN_OPTIONS.get(name, ()):
-        takers = [other for other, options in OWN_OPTIONS.items() if option in options]
+        takers = [other for other, taken in OWN_OPTIONS.items() if option in taken]
         raise InputError(f"--{option} for the experiment {name}", f"it with {' or '.join(takers)} alone")
     module, _, function = EXPERIMENTS[name].partition(":")
     experiment = getattr(importlib.import_module(module), function)
-    options = {"seed": seed, "limit": limit, "part": part, "convention": convention, "on_progress": on_progress}
-    return experiment(data, run_folder, out, **options, **given)
-
-
-def held_out(dataset: Dataset, run_folder: Path, part: Literal["val", "test"] | None, limit: int | None) -> list[Case]:
-    """The labelled cases of a data set that a run held out, at most ``limit``; ``InputError`` where there is none."""
-    from samsans.data.splits import Split
-
-    split = Split.load(run_folder / "split.json")
-    ids = set(getattr(split, part) if part else split.test or split.val)
-    cases = [case for case in dataset.labelled if case.id in ids][:limit]
-    if not cases:
-        where = f" for {part}" if part else ""
-        raise InputError(f"{run_folder} holds no case of {dataset.root} out{where}", "a run with --split.test 0.2, say")
-    return cases
+    return experiment(Request(data, run_folder, out, **options), **given)

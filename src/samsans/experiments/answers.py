@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import csv
 import io as text
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from samsans import io
-from samsans.config import DataConfig
-from samsans.data.cases import find_cases
 from samsans.errors import InputError
-from samsans.experiments import held_out
+from samsans.experiments import Request
 from samsans.metrics import matching, panels
 from samsans.metrics.evaluate import Summary, evaluate
 from samsans.metrics.pictures import Plate
-from samsans.types import Case, Progress
+from samsans.types import Case
 
 if TYPE_CHECKING:
     from samsans.inference import Segmenter
@@ -40,17 +38,10 @@ def side_by_side(
     answers: Mapping[str, Mapping[str, Any]],
     own: str,
     segmenter: Segmenter,
-    data: DataConfig,
-    run_folder: Path,
-    out: Path,
-    *,
-    seed: int = 0,
-    limit: int | None = None,
-    part: Literal["val", "test"] | None = None,
-    convention: str = "default",
-    on_progress: Callable[[Progress], None] | None = None,
+    asked: Request,
 ) -> str:
-    """Segment a run's held-out cases once an answer, score them by the default convention and by ``convention``.
+    """Segment a run's held-out cases once an answer, score them by the default convention and by that
+    which is asked for.
 
     Writes ``NAME.csv``, ``NAME.json``, ``NAME.md`` and ``panels.png``; the label maps are in ``masks/ANSWER``, a
     report for each table in ``reports/CONVENTION/ANSWER``.
@@ -61,14 +52,7 @@ def side_by_side(
         answers: Options of ``Segmenter.predict_folder`` by answer, in the order of the columns.
         own: The answer that the run gives unasked; the panels are ranked by it.
         segmenter: The run, loaded.
-        data: The data set the run was trained on.
-        run_folder: The run.
-        out: Folder to write.
-        seed: Of the draw of support pairs and of the intervals.
-        limit: Evaluate at most this many held-out cases.
-        part: Which held-out part; by default ``test``, or ``val`` where nobody is in it.
-        convention: A further table by this convention.
-        on_progress: Called after every answer.
+        asked: Its seed is that of the draw of support pairs and of the intervals.
 
     Returns:
         The tables as text: Dice and HD95 of every class and seconds a case, one column an answer.
@@ -76,15 +60,14 @@ def side_by_side(
     Raises:
         InputError: the run holds nobody out, or a case cannot be segmented.
     """
-    known = {c.name: list(c.values) for c in segmenter.classes}
-    dataset = find_cases(replace(data, classes=data.classes or known))
-    dataset = replace(dataset, cases=tuple(held_out(dataset, run_folder, part, limit)))
-    rules = list(dict.fromkeys(["default", convention]))
+    dataset, out = asked.find(segmenter.classes), asked.out
+    dataset = replace(dataset, cases=tuple(asked.held_out(dataset)))
+    rules = list(dict.fromkeys(["default", asked.convention]))
     found: dict[str, dict[str, Summary]] = {rule: {} for rule in rules}
     folders = {answer: out / "masks" / answer for answer in answers}
     seconds: dict[str, float] = {}
     for done, (answer, folder) in enumerate(folders.items(), start=1):
-        manifest = segmenter.predict_folder(dataset, folder, **answers[answer], seed=seed, overwrite=True)
+        manifest = segmenter.predict_folder(dataset, folder, **answers[answer], seed=asked.seed, overwrite=True)
         if manifest.failures:
             raise InputError(f"cases that cannot be segmented: {manifest.failures}", "images that can be read")
         seconds[answer] = sum(manifest.seconds[part] for part in TIMED) / len(dataset.cases)
@@ -95,17 +78,16 @@ def side_by_side(
                 out / "reports" / rule / answer,
                 convention=rule,
                 classes=dataset.classes,
-                seed=seed,
+                seed=asked.seed,
                 slice_axis=segmenter.config.data.slice_axis,
             )
-        if on_progress is not None:
-            on_progress(Progress(done, len(folders), answer))
+        asked.tell(done, len(folders), answer)
     with io.atomic_path(out / panels.FILE) as temporary:
         temporary.write_bytes(_panels(found["default"], dataset.cases, folders, own, segmenter).png)
     rows = _rows(found, heading, seconds)
     ids = [c.id for c in dataset.cases]
     io.write_text(out / f"{name}.csv", _csv(rows))
-    io.write_json(out / f"{name}.json", {"run": str(run_folder), "cases": ids, "rows": rows})
+    io.write_json(out / f"{name}.json", {"run": str(asked.run_folder), "cases": ids, "rows": rows})
     tables = (_markdown(rule, summaries, seconds) for rule, summaries in found.items())
     io.write_text(out / f"{name}.md", "\n\n".join(tables) + "\n")
     return "\n\n".join(_text(rule, summaries, seconds) for rule, summaries in found.items())

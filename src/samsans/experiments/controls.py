@@ -11,22 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from samsans import io
-from samsans.config import DataConfig
-from samsans.data.cases import Dataset, find_cases
+from samsans.data.cases import Dataset
 from samsans.data.slices import SliceDataset
 from samsans.data.splits import Split
 from samsans.errors import InputError
-from samsans.experiments import held_out
+from samsans.experiments import Request
 from samsans.experiments.panel import draw_panel
 from samsans.metrics.evaluate import evaluate
-from samsans.types import Batch, Case, ClassInfo, Progress
+from samsans.types import Batch, Case, ClassInfo
 
 if TYPE_CHECKING:
     from samsans.inference import Segmenter
@@ -56,28 +55,10 @@ class Row:
     p: float = 1.0
 
 
-def controls(
-    data: DataConfig,
-    run_folder: Path,
-    out: Path,
-    *,
-    seed: int = 0,
-    limit: int | None = None,
-    part: Literal["val", "test"] | None = None,
-    convention: str = "default",
-    on_progress: Callable[[Progress], None] | None = None,
-) -> str:
+def controls(asked: Request) -> str:
     """Run all arms on the run's held-out cases; writes ``controls.json``, two pictures and the label maps.
 
-    Args:
-        data: The data set the run was trained on.
-        run_folder: A run of a method with supports.
-        out: Folder to write.
-        seed: Of the draw of support pairs.
-        limit: Evaluate at most this many held-out cases.
-        part: Which held-out part; by default ``test``, or ``val`` where nobody is in it.
-        convention: By which every arm is scored.
-        on_progress: Called after every arm.
+    The seed is that of the draw of support pairs; every arm is scored by the convention.
 
     Returns:
         The table as text.
@@ -87,15 +68,14 @@ def controls(
     """
     from samsans.inference import load
 
-    segmenter = load(run_folder)
+    segmenter = load(asked.run_folder)
     if not segmenter.method.needs.supports:
         raise InputError(f"{segmenter.config.method} takes no support pairs", "a method that does")
-    known = {c.name: list(c.values) for c in segmenter.classes}
-    dataset = find_cases(replace(data, classes=data.classes or known))
-    split = Split.load(run_folder / "split.json")
-    test = held_out(dataset, run_folder, part, limit)
+    dataset, out = asked.find(segmenter.classes), asked.out
+    split = Split.load(asked.run_folder / "split.json")
+    test = asked.held_out(dataset)
     pool = SliceDataset(dataset, split.train, segmenter.preprocess, slice_axis=segmenter.config.data.slice_axis)
-    arms = _arms(segmenter, pool, seed)
+    arms = _arms(segmenter, pool, asked.seed)
     rows: list[Row] = []
     best: dict[str, np.ndarray] = {}  # per object, Dice of every image with the most supports
     for done, (info, arm, make) in enumerate(arms, start=1):
@@ -107,16 +87,15 @@ def controls(
         else:
             segmenter.predict_folder(replace(dataset, cases=tuple(shown)), folder, support=bank, overwrite=True)
         report = out / "reports" / info.name / arm.replace(" ", "_")
-        found = evaluate(folder, shown, report, convention=convention, classes=[info], seed=seed)
+        found = evaluate(folder, shown, report, convention=asked.convention, classes=[info], seed=asked.seed)
         scores = found.classes[info.name]
         low, high = scores["ci"]["dice"] or (float("nan"), float("nan"))
         dice = np.array([row["dice"] for row in sorted(found.cases, key=lambda row: row["id"])], float)
         if arm.startswith("K="):
             best[info.name] = dice
-        paired = () if arm.startswith("K=") else _paired(best[info.name] - dice, seed)
+        paired = () if arm.startswith("K=") else _paired(best[info.name] - dice, asked.seed)
         rows.append(Row(info.name, arm, scores["dice"], low, high, scores["n"], *paired))
-        if on_progress is not None:
-            on_progress(Progress(done, len(arms), f"{info.name}: {arm}"))
+        asked.tell(done, len(arms), f"{info.name}: {arm}")
     io.write_json(out / "controls.json", {"rows": [_plain(row) for row in rows], "test": [case.id for case in test]})
     _draw(rows, out / "controls.png")
     examples = [dataset.by_id(case.id) for case in pool.cases[: max(SUPPORTS)]]

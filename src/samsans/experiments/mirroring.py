@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from samsans.config import DataConfig
 from samsans.errors import InputError
+from samsans.experiments import Request
 from samsans.experiments.answers import side_by_side
 
 
-def mirroring(data: DataConfig, run_folder: Path, out: Path, **options: Any) -> str:
-    """Segment a run's held-out volumes without and with mirroring; ``options`` and files as in ``side_by_side``.
+def mirroring(asked: Request) -> str:
+    """Segment a run's held-out volumes without and with mirroring; files as in ``side_by_side``.
 
     Writes ``mirroring.csv``, ``mirroring.json``, ``mirroring.md``, ``panels.png``, ``masks/off``, ``masks/on`` and
     ``reports/CONVENTION/off``, ``.../on``.
@@ -21,10 +18,10 @@ def mirroring(data: DataConfig, run_folder: Path, out: Path, **options: Any) -> 
     """
     from samsans.inference import load
 
-    segmenter = load(run_folder)
+    segmenter = load(asked.run_folder)
     if not segmenter.method.needs.volumes:
         method = segmenter.config.method
         raise InputError(f"{method} sees slices and has no windows to mirror", "a method that sees volumes: masksam")
     switch = {"off": {"mirror": False}, "on": {"mirror": True}}
     own = "on" if segmenter.config.patches.mirror else "off"
-    return side_by_side("mirroring", "mirroring", switch, own, segmenter, data, run_folder, out, **options)
+    return side_by_side("mirroring", "mirroring", switch, own, segmenter, asked)

@@ -9,30 +9,30 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from samsans import __version__, io
 from samsans import config as configuration
-from samsans.config import DataConfig
-from samsans.data.cases import Dataset, find_cases, require_same_grid
+from samsans.data.cases import Dataset, require_same_grid
 from samsans.data.classes import disjoint_classes, read_classes, write_classes
 from samsans.data.splits import Split
 from samsans.data.volumes import hounsfield, label_map, named_intensity
 from samsans.errors import InputError
-from samsans.experiments import held_out
+from samsans.experiments import Request
 from samsans.experiments.nnunet_child import NnUNet, Workspace, processes
 from samsans.inference.manifest import Manifest, Record, hash_files
 from samsans.metrics.evaluate import evaluate
-from samsans.types import Case, ClassInfo, Progress, Volume
+from samsans.types import Case, ClassInfo, Volume
 
 NAME = "Dataset001_samsans"
 TRAINER = "MinutesTrainer"
 ENDING = ".nii.gz"
+STEPS = 5  # as progress counts them
 RESERVED = ("background", "ignore")  # labels that mean something to nnU-Net
 PLAN = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints:plan_and_preprocess_entry"
 TRAIN = "nnunetv2.run.run_training:run_training_entry"
@@ -66,15 +66,8 @@ class Task:
 
 
 def nnunet(
-    data: DataConfig,
-    run_folder: Path,
-    out: Path,
+    asked: Request,
     *,
-    seed: int = 0,
-    limit: int | None = None,
-    part: Literal["val", "test"] | None = None,
-    convention: str = "default",
-    on_progress: Callable[[Progress], None] | None = None,
     python: str | Path | None = None,
     minutes: float | None = None,
     threads: int | None = None,
@@ -87,14 +80,8 @@ def nnunet(
     training that was interrupted starts anew.
 
     Args:
-        data: The data set the run was trained on.
-        run_folder: A run of any method, for its split and its objects.
-        out: Folder to write.
-        seed: Of the intervals; nnU-Net's training is not seeded.
-        limit: Predict at most this many held-out cases.
-        part: Which held-out part; by default ``test``, or ``val`` where nobody is in it.
-        convention: By which the label maps are scored.
-        on_progress: Called before every step.
+        asked: A run of any method, for its split and its objects; its seed is that of the intervals, nnU-Net's training
+            is not seeded.
         python: The Python of the environment that nnU-Net is installed in.
         minutes: Wall clock of nnU-Net's training; by default the run's own ``train.minutes``.
         threads: Of its training on a CPU: its batches are then made by the same process, so that a minute of one
@@ -109,40 +96,34 @@ def nnunet(
             holds an experiment with other cases or minutes.
     """
     tool = NnUNet.find(python)
-    minutes = _minutes(minutes, run_folder)
+    minutes = _minutes(minutes, asked.run_folder)
     if threads is not None and threads < 1:
         raise InputError(f"{threads} threads", "at least 1", "Correct --threads")
-    known = {c.name: list(c.values) for c in read_classes(run_folder / "classes.json")}
-    dataset = find_cases(replace(data, classes=data.classes or known))
-    task = Task(dataset, _split(run_folder), tuple(held_out(dataset, run_folder, part, limit)))
-
-    def tell(done: int, what: str) -> None:
-        if on_progress is not None:
-            on_progress(Progress(done, 5, what))
-
-    tell(0, "writing nnU-Net's data set")
+    dataset, out = asked.find(read_classes(asked.run_folder / "classes.json")), asked.out
+    task = Task(dataset, _split(asked.run_folder), tuple(asked.held_out(dataset)))
+    asked.tell(0, STEPS, "writing nnU-Net's data set")
     space = Workspace(tool, out.resolve() / "nnunet")
-    network = prepare(task, space.folder, data.channels, minutes, threads)
+    network = prepare(task, space.folder, asked.data.channels, minutes, threads)
     few = str(processes())
-    tell(1, "planning and preprocessing")
+    asked.tell(1, STEPS, "planning and preprocessing")
     seconds = {"plan": space.step("plan", PLAN, _plan_arguments(network, few))}
     io.write_json(space.folder / f"preprocessed/{NAME}/splits_final.json", [task.fold])
-    tell(2, f"training for {minutes:g} minutes")
+    asked.tell(2, STEPS, f"training for {minutes:g} minutes")
     device = ["-device", tool.device]
     apart = {} if threads is None else {"nnUNet_n_proc_DA": "0"}  # 0: no processes beside the one that trains
     seconds["train"] = space.step("train", TRAIN, ["1", network, "0", "-tr", TRAINER, *device], apart)
-    tell(3, "predicting")
+    asked.tell(3, STEPS, "predicting")
     folders = ["-i", str(space.folder / f"raw/{NAME}/imagesTs"), "-o", str(space.folder / _predicted(mirror))]
     model = ["-d", "1", "-f", "0", "-c", network, "-tr", TRAINER, "-npp", few, "-nps", few, *device]
     once = [] if mirror else ["--disable_tta"]
     name = "predict-mirrored" if mirror else "predict"
     seconds["predict"] = space.step(name, PREDICT, [*folders, *model, "--disable_progress_bar", *once])
-    tell(4, "scoring")
+    asked.tell(4, STEPS, "scoring")
     trained = _trained(space.folder, network)
     about = {
         "method": "nnunet",
         "configuration": network,
-        "split_of": str(run_folder),
+        "split_of": str(asked.run_folder),
         "minutes": minutes,
         "threads": threads,
         **trained,
@@ -160,14 +141,14 @@ def nnunet(
         out / "masks",
         task.test,
         out / "report",
-        convention=convention,
+        convention=asked.convention,
         classes=dataset.classes,
-        seed=seed,
+        seed=asked.seed,
         seen=task.split.train,
         notes=[said],
-        slice_axis=data.slice_axis,
+        slice_axis=asked.data.slice_axis,
     )
-    tell(5, "done")
+    asked.tell(STEPS, STEPS, "done")
     times = ", ".join(f"{step} {value:.0f} s" for step, value in seconds.items())
     return f"{summary.text()}\nseconds of each step, start-up included: {times}"
 

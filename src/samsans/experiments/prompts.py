@@ -6,27 +6,24 @@ One patch of each case, on the grid that the network sees, around the slice that
 from __future__ import annotations
 
 import io as streams
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from samsans import io
-from samsans.config import DataConfig
-from samsans.data.cases import find_cases
 from samsans.data.patches import around, as_batch, patch_size, read_patch
 from samsans.data.volumes import PreparedVolume, VolumeDataset
 from samsans.errors import InputError
-from samsans.experiments import held_out
+from samsans.experiments import Request
 from samsans.inference.slices import autocast
 from samsans.methods.masksam.outputs import Outputs, class_scores
 from samsans.metrics import conventions, overlap, pictures
 from samsans.palette import color
-from samsans.types import ClassInfo, Progress
+from samsans.types import ClassInfo
 
 if TYPE_CHECKING:
     from samsans.inference import Segmenter
@@ -83,32 +80,15 @@ class Scene:
         return None if np.isnan(value) else value
 
 
-def prompts(
-    data: DataConfig,
-    run_folder: Path,
-    out: Path,
-    *,
-    seed: int = 0,
-    limit: int | None = None,
-    part: Literal["val", "test"] | None = None,
-    convention: str = "default",
-    on_progress: Callable[[Progress], None] | None = None,
-) -> str:
+def prompts(asked: Request) -> str:
     """Draw the prompts that a method made for the first held-out cases, over the slice with most truth.
 
     Writes ``prompts.png`` (a row a case: image, truth, prompts, masks of the same queries, label map of the patch) and
     ``prompts.json``.  Queries are those that give an object a probability above 0.5; their prompt masks are shown above
     0, before they are brought to the size of SAM's prompts, and boxes in whole pixels as SAM is told.
 
-    Args:
-        data: The data set the run was trained on.
-        run_folder: A run of a method that prompts itself.
-        out: Folder to write.
-        seed: Unused: nothing is drawn by chance.
-        limit: Cases, by default 3, in the order of the data set.
-        part: Which held-out part; by default ``test``, or ``val`` where nobody is in it.
-        convention: Only ``default``: Dice of what is shown.
-        on_progress: Called after every case.
+    By default three cases, in the order of the data set.  Nothing is drawn by chance, and no convention applies: Dice
+    are those of what is shown.
 
     Returns:
         A table: of each case the slice, and of each object the queries and the Dice.
@@ -118,14 +98,13 @@ def prompts(
     """
     from samsans.inference import load
 
-    if convention != "default":
-        raise InputError(f"convention {convention} for pictures of prompts", "none: no volume is scored")
-    segmenter = load(run_folder)
+    if asked.convention != "default":
+        raise InputError(f"convention {asked.convention} for pictures of prompts", "none: no volume is scored")
+    segmenter = load(asked.run_folder)
     if not hasattr(segmenter.method, "explain"):
         raise InputError(f"{segmenter.config.method} makes no prompts of its own", "a method that does: masksam")
-    known = {c.name: list(c.values) for c in segmenter.classes}
-    dataset = find_cases(replace(data, classes=data.classes or known))
-    cases = held_out(dataset, run_folder, part, CASES if limit is None else limit)
+    dataset, known = asked.find(segmenter.classes), [info.name for info in segmenter.classes]
+    cases = (asked if asked.limit is not None else replace(asked, limit=CASES)).held_out(dataset)
     config = segmenter.config
     volumes = VolumeDataset(
         dataset,
@@ -139,12 +118,11 @@ def prompts(
     scenes = []
     for index in range(len(volumes)):
         scenes.append(scene(segmenter, volumes[index]))
-        if on_progress is not None:
-            on_progress(Progress(index + 1, len(volumes), scenes[-1].id))
-    with io.atomic_path(out / FILES[0]) as temporary:
+        asked.tell(index + 1, len(volumes), scenes[-1].id)
+    with io.atomic_path(asked.out / FILES[0]) as temporary:
         temporary.write_bytes(_draw(scenes, segmenter.classes))
     rows = [_told(one, segmenter.classes) for one in scenes]
-    io.write_json(out / FILES[1], {"run": str(run_folder), "cases": rows})
+    io.write_json(asked.out / FILES[1], {"run": str(asked.run_folder), "cases": rows})
     return "\n".join(_text(row) for row in rows)
 
 

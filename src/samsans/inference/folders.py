@@ -9,18 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from samsans import io
 from samsans.data.cases import Dataset, require_same_grid
 from samsans.data.classes import write_classes
 from samsans.data.pairs import listing, match
 from samsans.errors import InputError
-from samsans.inference import provenance
+from samsans.inference import outputs, provenance
 from samsans.inference.jobs import Job, Target
 from samsans.inference.manifest import Manifest, Record, hash_files
 from samsans.inference.pipeline import Behind, ahead
-from samsans.types import Case, ClassInfo, Prediction, Progress
+from samsans.types import Case, Progress
 
 if TYPE_CHECKING:
     from samsans.inference.banks import Supports
@@ -32,10 +30,11 @@ BEHIND = 2  # label maps that may wait to be written
 
 @dataclass(frozen=True)
 class Item:
-    """A case, where its label map goes, and after reading: the job or why there is none."""
+    """A case, where its label map goes and its other files, and after reading: the job or why there is none."""
 
     case: Case
     output: str
+    beside: tuple[str, ...] = ()
     sha256: str = ""
     job: Job | None = None
     failure: str = ""
@@ -57,6 +56,7 @@ def predict_folder(
     view: str | None = None,
     largest_component: bool = False,
     mirror: bool | None = None,
+    samples: int = 0,
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
@@ -64,8 +64,10 @@ def predict_folder(
 
     Writes label maps (PNG for 2D images, volumes in their own format, DICOM series as ``.nii.gz``), ``classes.json``,
     ``manifest.json`` and ``config.yaml``; with ``probabilities`` also ``probabilities/CASE_OBJECT`` (16-bit PNG where
-    65535 is 1, float32 volumes).  Every file appears whole or not at all.  Run again, what is there and was made from
-    the same bytes in the same way is skipped.
+    65535 is 1, float32 volumes).  With ``samples`` also these of their mean, ``entropy/CASE_OBJECT`` likewise, and the
+    samples: ``CASE_samples.nii.gz``, 4D, of NIfTI label maps, else ``CASE_sample00.png``... in the format of these.
+    Every file appears whole or not at all.  Run again, what is there and was made from the same bytes in the same way
+    is skipped.
 
     Args:
         segmenter: What to segment with.
@@ -76,11 +78,12 @@ def predict_folder(
         objects: Names of the objects wanted; all by default.
         labels: Folder of true masks, of prompted baselines only; by default the masks that ``inputs`` itself holds.
         probabilities: Also write each object's probability.
-        seed: Of the draw of supports; the run's by default.
+        seed: Of the draws of supports and samples; the run's by default.
         batch_size: As in ``Segmenter.predict``.
         view: As in ``Segmenter.predict``.
         largest_component: As in ``Segmenter.predict``.
         mirror: As in ``Segmenter.predict``.
+        samples: As in ``Segmenter.predict``.
         overwrite: Do everything again, and replace files that were not made in this way.
         on_progress: Called after every image.
 
@@ -102,10 +105,10 @@ def predict_folder(
         raise InputError(f"{segmenter.config.method} was given true masks", "no labels: it needs no prompt")
     segmenter.require_view(view)
     runner = segmenter.runner(batch_size, mirror)
-    items = _plan(dataset, out)
     found = segmenter.supports(support, task, batch_size)
-    target = segmenter.target(found, objects, view)
-    seed = segmenter.config.seed if seed is None else seed
+    target = segmenter.target(found, objects, view, samples, seed)
+    items = _plan(dataset, out, target, probabilities)
+    seed = segmenter.seed(seed)
     options = {
         "objects": [c.name for c in target.classes],
         "probabilities": probabilities,
@@ -115,6 +118,8 @@ def predict_folder(
     }
     if segmenter.method.needs.volumes:
         options["mirror"] = segmenter.mirror(mirror)
+    if segmenter.method.needs.samples:
+        options["samples"] = samples
     about = provenance.about(segmenter, found, options | {"batch_size": segmenter.batch_size(batch_size)})
     key = provenance.key(segmenter, found, options)
     manifest = _open(out, key, about, items, overwrite)
@@ -133,9 +138,7 @@ def predict_folder(
     progress = _Progress(on_progress, len(items))
     log = _Log(manifest, progress)
     size = segmenter.batch_size(batch_size)
-    writer: Behind[Item, Item] = Behind(
-        lambda item: _write(item, out, target, probabilities, largest_component), BEHIND
-    )
+    writer: Behind[Item, Item] = Behind(lambda item: _write(item, out, target, largest_component), BEHIND)
     try:
         with writer:
             waiting: deque[Item] = deque()
@@ -186,22 +189,27 @@ def _with_truth(segmenter: Segmenter, dataset: Dataset, labels: str | Path | Non
     return dataset
 
 
-def _plan(dataset: Dataset, out: Path) -> list[Item]:
+def _plan(dataset: Dataset, out: Path, target: Target, probabilities: bool) -> list[Item]:
     """Where every case goes; InputError where two would be written to one file, or an input overwritten."""
     inputs = {path.resolve() for case in dataset.cases for path in (*case.images, *(p for r in case.labels for p in r))}
-    items: dict[str, Item] = {}
+    items: list[Item] = []
+    taken: dict[str, Case] = {}
     for case in dataset.cases:
         output = case.id + _suffix(case)
-        other = items.setdefault(output.casefold(), Item(case, output))
-        if other.case is not case:
-            raise InputError(
-                f"{other.case.images[0]} and {case.images[0]} would both be written to {output}",
-                "images whose names differ by more than their suffix",
-                "Segment them into two folders",
-            )
-        if (out / output).resolve() in inputs:
-            raise InputError(f"{out / output} would overwrite an input", "another output folder")
-    return list(items.values())
+        item = Item(case, output, outputs.files_beside(output, target.classes, probabilities, target.samples))
+        for file in (output, *item.beside):
+            other = taken.setdefault(file.casefold(), case)
+            if other is not case:
+                raise InputError(
+                    f"{other.images[0]} and {case.images[0]} would both be written to {file}",
+                    "images whose names differ by more than their suffix"
+                    + (", and not by the endings of samples and maps alone" if item.beside else ""),
+                    "Segment them into two folders",
+                )
+            if (out / file).resolve() in inputs:
+                raise InputError(f"{out / file} would overwrite an input", "another output folder")
+        items.append(item)
+    return items
 
 
 def _suffix(case: Case) -> str:
@@ -217,20 +225,42 @@ def _is_flat(case: Case) -> bool:
     return not case.stacked and io.suffix(case.images[0]) in io.IMAGE_SUFFIXES
 
 
-def _open(out: Path, key: str, about: dict[str, Any], items: Iterable[Item], overwrite: bool) -> Manifest:
+def _open(out: Path, key: str, about: dict[str, Any], items: Sequence[Item], overwrite: bool) -> Manifest:
     """The manifest to go on with; InputError where ``out`` holds what was made in another way."""
-    old = Manifest(out) if overwrite else Manifest.load(out)
     todo = "Choose another folder, or overwrite"
+    try:
+        old = Manifest.load(out)
+    except InputError:
+        if not overwrite:
+            raise
+        old = Manifest(out)
+    if overwrite:
+        _remove_beside(old, items)
+        old = Manifest(out)
     if old.about and old.about.get("key") != key:
         raise InputError(f"{out} holds predictions of other weights, supports or options", "an empty folder", todo)
     if not old.about and not overwrite:
-        there = next((item.output for item in items if (out / item.output).exists()), None)
+        files = (file for item in items for file in (item.output, *item.beside))
+        there = next((file for file in files if (out / file).exists()), None)
         if there is not None:
             raise InputError(f"{out / there} exists and was not made by this prediction", "an empty folder", todo)
     io.sweep(out)
     manifest = Manifest(out, {"key": key, **about}, old.records)
     manifest.save()
     return manifest
+
+
+def _remove_beside(old: Manifest, items: Sequence[Item]) -> None:
+    """Remove what an earlier prediction of the same cases wrote beside and this one does not, e.g. further samples."""
+    folder = old.folder.resolve()
+    stay = {(folder / file).resolve() for item in items for file in (item.output, *item.beside)}
+    stay |= {path.resolve() for item in items for path in item.case.images}
+    for item in items:
+        record = old.records.get(item.case.id)
+        there = set() if record is None else {(folder / file).resolve() for file in record.beside}
+        for path in there - stay:
+            if path.is_relative_to(folder):
+                path.unlink(missing_ok=True)
 
 
 # -- reading and writing ----------------------------------------------------------------------------------------------
@@ -262,29 +292,16 @@ def _read(
     return replace(item, job=job)
 
 
-def _write(item: Item, out: Path, target: Target, probabilities: bool, largest_component: bool) -> Item:
+def _write(item: Item, out: Path, target: Target, largest_component: bool) -> Item:
     """Write a finished job; what is wrong with the disk becomes its ``failure``."""
     assert item.job is not None
     start = time.perf_counter()
     try:
-        made = item.job.prediction(target.classes, largest_component)
-        made.save(out / item.output)
-        if probabilities:
-            _write_probabilities(made, target.classes, out / "probabilities" / item.output)
+        outputs.write(item.job.prediction(target.classes, largest_component), out, item.output)
     except (InputError, OSError, MemoryError) as error:
         return replace(item, failure=str(error) or type(error).__name__)
     item.job.add("write", time.perf_counter() - start)
     return item
-
-
-def _write_probabilities(made: Prediction, classes: Sequence[ClassInfo], path: Path) -> None:
-    assert made.probabilities is not None
-    ending = io.suffix(path)
-    for info, soft in zip(classes, made.probabilities, strict=True):
-        safe = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in info.name)
-        file = path.with_name(f"{io.stem(path)}_{safe}{ending}")
-        array = np.rint(soft.astype(np.float32) * 65535).astype(np.uint16) if ending == ".png" else soft
-        io.write_image(file, array, like=made.volume)
 
 
 class _Progress:
@@ -315,6 +332,7 @@ class _Log:
                 input=tuple(str(p) for p in item.case.images),
                 sha256=item.sha256,
                 output=item.output,
+                beside=item.beside,
                 supports=tuple(found.bank.ids[i] for i in item.job.draw),
                 seconds=item.job.seconds,
             )

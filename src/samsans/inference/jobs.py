@@ -22,12 +22,15 @@ class Target:
 
     known: all objects it answers about.  keep: which of them are wanted, as positions.
     bank: encoded support pairs, of methods that have them.  view: which of its answers; ``None``: its own.
+    samples: how many plausible answers besides its own.  seed: of their draws.
     """
 
     known: tuple[ClassInfo, ...]
     keep: tuple[int, ...]
     bank: Any = None
     view: str | None = None
+    samples: int = 0
+    seed: int = 0
 
     @property
     def objects(self) -> tuple[str, ...]:
@@ -45,7 +48,8 @@ class Job:
     """One image or volume on its way to a label map.
 
     draw: support pairs of the target's bank.  labels ``(D, H, W)``, probabilities ``(N, D, H, W)`` float16: of the
-    wanted objects, canonical, filled as slices are done.  seconds: by part.
+    wanted objects, canonical, filled as slices are done.  samples ``(K, D, H, W)``: label maps on the input's own grid.
+    entropy ``(N, D, H, W)`` float16, canonical: of the mean probability of the samples, in bits.  seconds: by part.
     """
 
     id: str
@@ -54,6 +58,8 @@ class Job:
     draw: tuple[int, ...] = ()
     labels: np.ndarray | None = None
     probabilities: np.ndarray | None = None
+    samples: np.ndarray | None = None
+    entropy: np.ndarray | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -71,12 +77,15 @@ class Job:
         """Count seconds."""
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
-    def allocate(self, classes: Sequence[ClassInfo], probabilities: bool) -> None:
-        """Make room for the label map, and for probabilities if wanted."""
+    def allocate(self, classes: Sequence[ClassInfo], probabilities: bool, samples: int = 0) -> None:
+        """Make room for the label map, and for probabilities and samples if wanted; samples have both their maps."""
         highest = max((c.label for c in classes), default=0)
         self.labels = np.zeros(self.shape, np.uint8 if highest < 256 else np.uint16)
-        if probabilities:
+        if probabilities or samples:
             self.probabilities = np.zeros((len(classes), *self.shape), np.float16)
+        if samples:
+            self.entropy = np.zeros((len(classes), *self.shape), np.float16)
+            self.samples = np.zeros((samples, *self.volume.shape), self.labels.dtype)
 
     def fill(self, index: int, shown: Tensor, soft: Tensor | None, classes: Sequence[ClassInfo]) -> None:
         """Set a slice from what is shown ``(N, H, W)``, logits or bool, and the probabilities ``(N, H, W)``."""
@@ -88,11 +97,23 @@ class Job:
     def prediction(self, classes: Sequence[ClassInfo], largest_component: bool = False) -> Prediction:
         """The finished job on the input's own grid, if asked for with the largest piece of each object alone."""
         assert self.labels is not None
-        kept = largest_components(self.labels, classes) if largest_component else self.labels
-        labels, soft = self.orientation.from_slices(kept), None
-        if self.probabilities is not None:
-            soft = np.stack([self.orientation.from_slices(p) for p in self.probabilities])
-        return Prediction(labels, tuple(classes), soft, self.volume, dict(self.seconds))
+        labels = largest_components(self.labels, classes) if largest_component else self.labels
+        if self.samples is not None and largest_component:
+            for sample in self.samples:
+                slices = self.orientation.view(sample)
+                slices[:] = largest_components(slices, classes)
+        return Prediction(
+            labels=self.orientation.from_slices(labels),
+            classes=tuple(classes),
+            probabilities=self._native(self.probabilities),
+            volume=self.volume,
+            seconds=dict(self.seconds),
+            samples=self.samples,
+            entropy=self._native(self.entropy),
+        )
+
+    def _native(self, maps: np.ndarray | None) -> np.ndarray | None:
+        return None if maps is None else np.stack([self.orientation.from_slices(one) for one in maps])
 
 
 def with_inner(parts: Tensor, known: Sequence[ClassInfo]) -> Tensor:

@@ -19,7 +19,8 @@ FILE = "manifest.json"
 class Record:
     """One input that was segmented.
 
-    input: its files.  sha256: of their bytes.  output: label map, relative to the manifest's folder.
+    input: its files.  sha256: of their bytes.  output: label map, relative to the manifest's folder.  beside: its other
+    files, i.e. samples, probabilities and entropies, likewise.
     supports: ids of the support pairs drawn for it.  seconds: by part; ``model`` holds ``encode``, ``prompt`` and
     ``decode`` of methods that tell them apart.
     """
@@ -29,6 +30,7 @@ class Record:
     output: str
     supports: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
 
 @dataclass
@@ -68,9 +70,11 @@ class Manifest:
         return "\n".join(lines)
 
     def has(self, id: str, sha256: str) -> bool:
-        """Whether the case was segmented from these very bytes and its label map is still there."""
+        """Whether the case was segmented from these very bytes and all its files are still there."""
         record = self.records.get(id)
-        return record is not None and record.sha256 == sha256 and (self.folder / record.output).is_file()
+        if record is None or record.sha256 != sha256:
+            return False
+        return all((self.folder / file).is_file() for file in (record.output, *record.beside))
 
     def save(self) -> Path:
         """Write ``manifest.json`` atomically."""
@@ -100,7 +104,7 @@ class Manifest:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             records = {
-                id: Record(**r | {"input": tuple(r["input"]), "supports": tuple(r["supports"])})
+                id: Record(**r | {key: tuple(r[key]) for key in ("input", "supports", "beside") if key in r})
                 for id, r in values.pop("cases").items()
             }
             failures = dict(values.pop("failures"))

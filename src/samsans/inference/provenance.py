@@ -40,7 +40,6 @@ def key(segmenter: Segmenter, found: Supports, options: dict[str, Any]) -> str:
 def about(segmenter: Segmenter, found: Supports, options: dict[str, Any]) -> dict[str, Any]:
     """Model, weights, licence, supports, options, machine and versions, for the head of ``manifest.json``."""
     config, backbone = segmenter.config, segmenter.method.backbone
-    entry = zoo.BACKBONES.get(config.backbone.name)
     device = segmenter.device
     return {
         "method": config.method,
@@ -53,7 +52,7 @@ def about(segmenter: Segmenter, found: Supports, options: dict[str, Any]) -> dic
         "backbone": {
             "name": config.backbone.name,
             "base_hash": backbone.base_hash,
-            "licence": entry.licence if entry is not None else "unknown",
+            "licence": _licence(config.backbone.name),
             "input_size": segmenter.preprocess.input_size,
             "via": segmenter.preprocess.via,
         },
@@ -78,6 +77,13 @@ def about(segmenter: Segmenter, found: Supports, options: dict[str, Any]) -> dic
         },
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _licence(backbone: str) -> str:
+    """Of the weights that training began from."""
+    if backbone == "none":
+        return "none: no weights of others"
+    return zoo.BACKBONES[backbone].licence if backbone in zoo.BACKBONES else "unknown"
 
 
 def _patches(segmenter: Segmenter) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from samsans.inference.arrays import as_image, as_labels
 from samsans.inference.banks import Banks, Supports
 from samsans.inference.jobs import Job, Target
 from samsans.inference.manifest import Manifest
+from samsans.inference.samples import require_samples
 from samsans.inference.slices import Runner, open_job
 from samsans.inference.volumes import VolumeRunner, open_volume
 from samsans.methods import weights
@@ -98,6 +99,7 @@ class Segmenter:
         view: str | None = None,
         largest_component: bool = False,
         mirror: bool | None = None,
+        samples: int = 0,
     ) -> Prediction:
         """Segment one image or volume.
 
@@ -110,13 +112,17 @@ class Segmenter:
             spacing: ``(z, y, x)`` mm of arrays, and of files that state none.
             probabilities: Also keep each object's probability.
             labels: The image's own true mask; prompted baselines only.
-            seed: Of the draw of supports; the run's by default.
+            seed: Of the draws of supports and samples; the run's by default.
             batch_size: Slices a batch; windows, of a method that sees volumes.
             view: One of ``views``, instead of the method's own answer.
             largest_component: Keep of each object its largest connected piece alone, in the whole volume; voxels that
-                touch at a face, an edge or a corner are connected (our decision).  Probabilities stay as they are.
+                touch at a face, an edge or a corner are connected (our decision).  So it is done to every sample;
+                probabilities stay as they are.
             mirror: Take the mean over the eight mirrorings of every window, eight times the work; by default as the
                 run's ``patches.mirror`` has it.  Methods that see volumes only.
+            samples: Also draw so many plausible answers, of methods that have several; the probability is then their
+                mean, and its entropy is given.  The draws depend on the seed and the name of the slice alone, and the
+                slices of a volume are drawn independently.
 
         Returns:
             The label map on the input's own grid.
@@ -134,7 +140,7 @@ class Segmenter:
         self.require_view(view)
         runner = self.runner(batch_size, mirror)
         found = self.supports(support, task, batch_size)
-        target = self.target(found, objects, view)
+        target = self.target(found, objects, view, samples, seed)
         with timer("read"):
             job = self.open(id, volume, truth, self.draw(found, id, seed))
         job.seconds |= timer.seconds
@@ -179,6 +185,7 @@ class Segmenter:
         view: str | None = None,
         largest_component: bool = False,
         mirror: bool | None = None,
+        samples: int = 0,
         overwrite: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Manifest:
@@ -199,6 +206,7 @@ class Segmenter:
             view=view,
             largest_component=largest_component,
             mirror=mirror,
+            samples=samples,
             overwrite=overwrite,
             on_progress=on_progress,
         )
@@ -248,8 +256,15 @@ class Segmenter:
         """SHA-256 of the weights file; empty where nothing was loaded."""
         return io.file_hash(self.weights_file) if self.weights_file is not None else ""
 
-    def target(self, found: Supports, wanted: Sequence[str] | None, view: str | None = None) -> Target:
-        """What to ask the method for: the bank's objects, or the run's; of those the ones wanted."""
+    def target(
+        self,
+        found: Supports,
+        wanted: Sequence[str] | None,
+        view: str | None = None,
+        samples: int = 0,
+        seed: int | None = None,
+    ) -> Target:
+        """What to ask the method for: the bank's objects, or the run's; of those the ones wanted; and of samples."""
         if found.bank is None:
             classes = self.classes
         else:
@@ -257,17 +272,20 @@ class Segmenter:
         names = tuple(c.name for c in classes)
         if not names:
             raise InputError("no objects to segment", "the objects of the run", "Give classes")
-        if wanted is None:
-            return Target(classes, tuple(range(len(names))), found.bank, view)
-        unknown = [name for name in wanted if name not in names]
-        if unknown or not wanted:
+        require_samples(self.method, self.config.method, samples, classes, view)
+        unknown = [] if wanted is None else [name for name in wanted if name not in names]
+        if unknown or (wanted is not None and not wanted):
             raise InputError(f"objects {', '.join(unknown) or '(none)'}", f"some of {', '.join(names)}")
-        keep = tuple(i for i, name in enumerate(names) if name in wanted)
-        return Target(classes, keep, found.bank, view)
+        keep = tuple(i for i, name in enumerate(names) if wanted is None or name in wanted)
+        return Target(classes, keep, found.bank, view, samples, self.seed(seed))
 
     def draw(self, found: Supports, id: str, seed: int | None) -> tuple[int, ...]:
         """Which pairs of the bank segment the case ``id`` (decision D-29)."""
-        return found.draw(id, self.k, self.config.seed if seed is None else seed)
+        return found.draw(id, self.k, self.seed(seed))
+
+    def seed(self, wanted: int | None) -> int:
+        """The seed of draws: as asked for, else the run's."""
+        return self.config.seed if wanted is None else wanted
 
     def batch_size(self, wanted: int | None) -> int:
         """Slices or windows a batch: as asked for, else about 2 million pixels on a CPU, four times that on a GPU."""

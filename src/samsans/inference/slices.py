@@ -6,6 +6,7 @@ floating-point logits at a time.  A 2D image is a volume of one slice.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from samsans.data import classes as objects
 from samsans.data.transforms import Levels, Preprocess
 from samsans.errors import InputError
 from samsans.inference.jobs import Job, Target, with_inner
+from samsans.inference.samples import draw, paint_samples
 from samsans.io.orientation import Orientation
 from samsans.ops.labels import winners
 from samsans.ops.timing import Timer
@@ -107,7 +109,7 @@ class Runner:
         """
         waiting: list[tuple[SliceJob, int]] = []
         for job in jobs:
-            job.allocate(target.classes, probabilities)
+            job.allocate(target.classes, probabilities, target.samples)
             for index in range(job.depth):
                 other = waiting and not self.mixes and waiting[0][0].draw != job.draw
                 if other or len(waiting) == self.batch_size:
@@ -126,6 +128,7 @@ class Runner:
         with autocast(self.device, self.precision), torch.inference_mode():
             view = {} if target.view is None else {"view": target.view}
             logits = self.method.predict(batch, bank, **view)
+            draws = draw(self.method, batch, target)
         wanted = (len(waiting), len(target.objects), *batch.images.shape[2:])
         if logits.shape != wanted:
             raise RuntimeError(f"{type(self.method).__name__}.predict gave {tuple(logits.shape)}, not {wanted}")
@@ -137,9 +140,12 @@ class Runner:
         seconds |= timer.reset() if isinstance(timer, Timer) else {}
         assert batch.valid is not None
         finished = []
-        for (job, index), one, valid in zip(waiting, logits, batch.valid.tolist(), strict=True):
+        for number, ((job, index), valid) in enumerate(zip(waiting, batch.valid.tolist(), strict=True)):
             start = time.perf_counter()
-            self._paint(job, index, one, valid, target)
+            self._paint(job, index, logits[number], valid, target)
+            if draws is not None:
+                restore = functools.partial(self.preprocess.restore, valid=valid, size=job.slices.shape[1:3])
+                paint_samples(job, index, draws[number], restore, target)
             job.add("restore", time.perf_counter() - start)
             for part, value in seconds.items():
                 job.add(part, value / len(waiting))
@@ -185,7 +191,7 @@ class Runner:
             shown, soft = shown[keep], None if soft is None else soft[keep]
         else:
             shown = self.preprocess.restore(logits[keep], valid, size)
-            soft = shown.sigmoid() if job.probabilities is not None else None
+            soft = shown.sigmoid() if job.probabilities is not None and job.samples is None else None
         job.fill(index, shown, soft, target.classes)
 
 

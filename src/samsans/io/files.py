@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ ITK_SUFFIXES = (".mha", ".mhd")
 HDF5_SUFFIXES = (".h5", ".hdf5")
 PACKED_SUFFIXES = (".npz", *HDF5_SUFFIXES)  # image and mask in one file
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, *DICOM_SUFFIXES, *ITK_SUFFIXES)
+PICKLE_SUFFIXES = (".pickle", ".pkl")
 KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, *VOLUME_SUFFIXES, *PACKED_SUFFIXES)
 
 
@@ -84,6 +86,9 @@ def find_images(folder: str | Path) -> list[Path]:
         found += [f for f in dicoms if suffix(f) in DICOM_SUFFIXES and not is_dicom(f)]  # damaged: reading says so
         found += _dicom_images(Path(root), [f for f in dicoms if is_dicom(f)])
     if not found:
+        pickles = sorted(p for p in folder.rglob("*") if suffix(p) in PICKLE_SUFFIXES)
+        if pickles:
+            raise pickle_error(pickles[0])
         raise InputError(
             f"{folder} holds no image",
             "files ending in " + ", ".join(KNOWN_SUFFIXES),
@@ -134,8 +139,19 @@ def output_suffix(path: str | Path) -> str:
     raise unknown_suffix(path, KNOWN_SUFFIXES)
 
 
+def pickle_error(path: Path) -> InputError:
+    """The error for a pickle where images are asked for: it may run anything, so that it is converted first."""
+    return InputError(
+        f"{path} is a pickle, which is a program and no image format",
+        "images and masks in files",
+        f"The crops of LIDC-IDRI become files by `samsans convert {shlex.quote(str(path))} -o FOLDER`",
+    )
+
+
 def unknown_suffix(path: Path, known: tuple[str, ...]) -> InputError:
     """The error for a file whose suffix states no format that can be used here."""
+    if suffix(path) in PICKLE_SUFFIXES:
+        return pickle_error(path)
     found = f"{path} ends in {suffix(path)}" if suffix(path) else f"{path} has no suffix"
     return InputError(found, "one of " + ", ".join(known), "Rename or convert the file")
 

@@ -78,8 +78,11 @@ class Orientation:
 
     def to_slices(self, array: np.ndarray) -> np.ndarray:
         """``(D, H, W[, C])`` as stored to canonical ``(D', H', W'[, C])``, contiguous."""
-        moved = array.transpose(*self.axes, *range(3, array.ndim))
-        return np.ascontiguousarray(moved[self._reverse()])
+        return np.ascontiguousarray(self.view(array))
+
+    def view(self, array: np.ndarray) -> np.ndarray:
+        """``to_slices`` without a copy: what is written into the slices is written into ``array``."""
+        return array.transpose(*self.axes, *range(3, array.ndim))[self._reverse()]
 
     def from_slices(self, array: np.ndarray) -> np.ndarray:
         """The exact inverse of ``to_slices``."""

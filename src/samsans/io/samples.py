@@ -28,7 +28,7 @@ def sample_files(output: str | Path, count: int) -> tuple[Path, ...]:
     output = Path(output)
     ending = output.name[len(stem(output)) :]
     if suffix(output) in NIFTI_SUFFIXES:
-        return (output.with_name(f"{stem(output)}_samples{ending}"),)
+        return (output.with_name(f"{stem(output)}_samples.nii.gz"),)
     return tuple(output.with_name(f"{stem(output)}_sample{k:02d}{ending}") for k in range(count))
 
 

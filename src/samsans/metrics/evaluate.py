@@ -16,7 +16,7 @@ from samsans import io
 from samsans.config import SliceAxis
 from samsans.errors import InputError
 from samsans.io.atomic import atomic_path, write_json, write_text
-from samsans.metrics import conventions, examples, matching, statistics
+from samsans.metrics import conventions, examples, matching, sampled, statistics
 from samsans.metrics.conventions import METRICS, Convention, Score
 from samsans.metrics.pictures import Plate
 from samsans.metrics.published import Comparison, compare
@@ -41,6 +41,7 @@ class Summary:
     cases: one row for each sample and class.  skipped: ids left out, by reason.  notes: what a reader must know.
     provenance: the manifest of the prediction folder with its cases counted, empty where there is none.
     published: the same beside the published rows of the recipe that the run was trained from; None without one.
+    ambiguity: the samples against all annotators; None where there are no samples, or one annotator each.
     """
 
     convention: str
@@ -57,6 +58,7 @@ class Summary:
     predictions: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
     published: Comparison | None = None
+    ambiguity: sampled.Sampled | None = None
 
     def text(self) -> str:
         """The table of means with its convention, for a terminal."""
@@ -66,6 +68,7 @@ class Summary:
             cells = ("-" if row[metric] is None else f"{row[metric]:.3f}" for metric in METRICS)
             lines.append(f"{name:16}" + "".join(f"{cell:>10}" for cell in cells))
         lines += ["", self.published.text(self.mean, self.classes, self.unit), ""] if self.published is not None else []
+        lines += [] if self.ambiguity is None else [self.ambiguity.text(), ""]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,6 +94,7 @@ def evaluate(
     obstacles: Callable[[Collection[str]], Sequence[str]] | None = None,
     illustrate: Illustrate | None = None,
     slice_axis: SliceAxis = "auto",
+    annotators: Sequence[Sequence[int]] = (),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Score predictions against references and write ``summary.json``, ``cases.csv`` and ``report.html`` into ``out``.
@@ -98,7 +102,7 @@ def evaluate(
     predictions: folder of label maps as ``predict`` writes it (its ``classes.json`` names the objects), any folder of
         label maps, or one file.
     reference: folder (or one file) of label maps matched by relative path and name, or the cases of a data set; with
-        several annotators the first counts.
+        several annotators the first counts, and the samples that ``predict`` wrote are compared with all of them.
     convention: ``default``, ``nnunet``, ``transunet`` or ``per_slice``, see ``samsans.metrics.conventions``.
     classes: the objects and their values in the reference files; without them ``classes.json`` decides, or the values
         found.
@@ -114,10 +118,11 @@ def evaluate(
         noted, and then there is no verdict.
     illustrate: makes more pictures for the report of what was scored; they are also written into ``out``.
     slice_axis: which planes of volumes the pictures show, as in ``DataConfig``.
+    annotators: where one mask holds the answers of several, the values of each, as in ``DataConfig``.
     Overlaps are in [0, 1].  Nothing is written before all cases are scored; each file appears whole or not at all.
     Raises InputError where files do not match, grids differ, or references hold values but none of any class.
     """
-    from samsans.metrics import report  # matplotlib and jinja2 only where a report is written
+    from samsans.metrics import ambiguity_report, report  # matplotlib and jinja2 only where a report is written
 
     rules = conventions.get(convention) if isinstance(convention, str) else convention
     if not nsd_tolerance_mm >= 0:
@@ -155,6 +160,15 @@ def evaluate(
             )
         elif set(ours) < set(theirs):
             notes.append(f"Not predicted, and left out: {', '.join(name for name in theirs if name not in ours)}.")
+    root, options = predictions if predictions.is_dir() else predictions.parent, manifest.get("options")
+    several, count = None, options.get("samples") if isinstance(options, Mapping) else None
+    if isinstance(count, int) and count > 0:
+        answers = sampled.Folder(root, count, objects, annotators)
+        several = sampled.score(
+            answers, matched.pairs, level=rules.level, resamples=bootstrap, seed=seed, on_progress=on_progress
+        )
+        if several is None:
+            notes.append("There are samples, but no case has several annotators to compare them with.")
     hindering = [] if obstacles is None else list(obstacles([pair.case.id for pair in matched.pairs]))
     notes += hindering
     pairs = matching.with_images(matched.pairs, manifest)
@@ -172,10 +186,13 @@ def evaluate(
         notes=notes,
         predictions=str(predictions),
         provenance=manifest,
+        ambiguity=several,
         published=None if recipe is None else compare(recipe, rules.name, table["mean"], table["classes"], hindering),
         **table,
     )
-    plates = illustrate(summary, pairs, objects) if illustrate is not None else ()
+    plates = list(illustrate(summary, pairs, objects)) if illustrate is not None else []
+    if several is not None:
+        plates.append(ambiguity_report.plate(several, answers, pairs, slice_axis=slice_axis))
     page = report.render(summary, pairs, objects, plates, slice_axis)
     for plate in plates:
         with atomic_path(out / plate.file) as temporary:

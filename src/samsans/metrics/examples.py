@@ -80,7 +80,7 @@ def example(
     found = {name: _paint([made for _, made, _ in triples], objects) for name, triples in both.items()}
     shown = truth if truth.any() else next(iter(found.values()))
     z = int(np.argmax((shown > 0).sum(axis=(1, 2))))
-    image, note = _image(pair, reference.shape)
+    image, note = read_image(pair, reference.shape)
     focus = np.any([labels[z] > 0 for labels in (truth, *found.values())], axis=0)
     step = orientation.spacing[1:]
     return Example(
@@ -110,7 +110,7 @@ def _paint(objects_masks: Sequence[np.ndarray], objects: Sequence[ClassInfo]) ->
     return out
 
 
-def _image(pair: matching.Pair, shape: tuple[int, int, int]) -> tuple[np.ndarray, str]:
+def read_image(pair: matching.Pair, shape: tuple[int, int, int]) -> tuple[np.ndarray, str]:
     """Image ``(D, H, W, C)`` of a case, or black and the reason why."""
     black = np.zeros((*shape, 1), dtype=np.uint8)
     if not pair.case.images:

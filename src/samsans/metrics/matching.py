@@ -13,10 +13,11 @@ import numpy as np
 from samsans import io
 from samsans.data import classes as objects
 from samsans.errors import InputError
+from samsans.io.samples import sampled_case
 from samsans.types import Case, ClassInfo, Volume
 
 SHOWN = 5
-PROBABILITIES = "probabilities/"  # where predict puts its other maps, beside the label maps
+MAPS = ("probabilities/", "entropy/")  # where predict puts its other maps, beside the label maps
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def match(
 ) -> Matching:
     """Match label maps by their path inside the folder without suffix (``site/case1`` of ``site/case1.nii.gz``).
 
-    predictions: folder (its ``probabilities`` are left alone), or one file (then the reference is one file too, under
-        any name).
+    predictions: folder (its ``probabilities``, ``entropy`` and the samples of its cases are left alone), or one file
+        (then the reference is one file too, under any name).
     reference: folder of label maps, one file, or cases whose ``id`` is that path; the first annotator counts.
     images: folder of the images (pictures only); cases bring their own.
     Raises InputError listing the references without prediction, unless ``allow_missing``, and where nothing matches.
@@ -61,7 +62,8 @@ def match(
     if predictions.is_file() and len(labelled) == 1:
         found = {next(iter(labelled)): predictions}
     else:
-        found = {key: path for key, path in _by_key(predictions).items() if not key.startswith(PROBABILITIES)}
+        found = {key: path for key, path in _by_key(predictions).items() if not key.startswith(MAPS)}
+        found = {key: path for key, path in found.items() if key in labelled or sampled_case(key) not in found}
     missing = sorted(set(labelled) - set(found))
     extra = sorted(set(found) - set(labelled))
     pairs = tuple(Pair(found[key], labelled[key]) for key in sorted(set(found) & set(labelled)))
@@ -113,9 +115,9 @@ def read_manifest(predictions: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {"manifest": content}
 
 
-def read_reference(case: Case) -> Volume:
-    """The first annotator's label map ``(D, H, W)``; the files of a stack become its slices."""
-    volumes = [io.read_labels(path) for path in case.labels[0]]
+def read_reference(case: Case, annotator: int = 0) -> Volume:
+    """The label map ``(D, H, W)`` of one annotator, the first; the files of a stack become its slices."""
+    volumes = [io.read_labels(path) for path in case.labels[annotator]]
     if len(volumes) == 1:
         return volumes[0]
     shapes = sorted({v.shape[1:] for v in volumes})

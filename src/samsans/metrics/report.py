@@ -10,7 +10,6 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -18,7 +17,7 @@ from PIL import Image
 import samsans
 from samsans import io
 from samsans.config import SliceAxis
-from samsans.metrics import conventions, examples, matching, pictures
+from samsans.metrics import ambiguity_report, conventions, examples, matching, pictures, plots
 from samsans.metrics.conventions import METRICS
 from samsans.metrics.evaluate import Summary
 from samsans.palette import color
@@ -27,7 +26,6 @@ from samsans.types import ClassInfo
 LISTED_ROWS = 2000
 LONGEST_PICTURE = 1024
 FEWEST_FOR_BOXES, MANY_OBJECTS = 3, 12
-INK, FAINT = "#010203", "#040506"  # stand-ins that become the page's own text and line colours
 
 
 def render(
@@ -65,6 +63,7 @@ def render(
         else [],
         many=len(objects) > MANY_OBJECTS,
         pictures=_examples(summary, pairs, objects, slice_axis),
+        ambiguity="" if summary.ambiguity is None else ambiguity_report.section(summary.ambiguity),
         plates=[(plate, _png_uri(plate.png)) for plate in plates],
         rows=rows[:LISTED_ROWS],
         provenance=_flat(summary.provenance),
@@ -88,14 +87,7 @@ def box_plot(summary: Summary, metric: str, title: str, chips: Mapping[str, str]
         name: np.array([row[metric] for row in summary.cases if row["class"] == name and row[metric] is not None])
         for name in chips
     }
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": metric,
-        "font.size": 10,
-        "text.parse_math": False,
-        "text.color": INK,
-    }
-    with matplotlib.rc_context(style):
+    with plots.style(metric):
         figure = Figure(
             figsize=(5.2, 0.9 + (0.25 if len(values) > MANY_OBJECTS else 0.42) * len(values)), layout="constrained"
         )
@@ -109,31 +101,24 @@ def box_plot(summary: Summary, metric: str, title: str, chips: Mapping[str, str]
                 widths=0.5,
                 showfliers=False,
                 patch_artist=True,
-                boxprops={"facecolor": chips[name], "alpha": 0.45, "edgecolor": INK, "linewidth": 0.8},
-                medianprops={"color": INK, "linewidth": 2},
-                whiskerprops={"color": INK, "linewidth": 0.8},
-                capprops={"color": INK, "linewidth": 0.8},
+                boxprops={"facecolor": chips[name], "alpha": 0.45, "edgecolor": plots.INK, "linewidth": 0.8},
+                medianprops={"color": plots.INK, "linewidth": 2},
+                whiskerprops={"color": plots.INK, "linewidth": 0.8},
+                capprops={"color": plots.INK, "linewidth": 0.8},
             )
             where = y + jitter.uniform(-0.16, 0.16, len(numbers))
-            axes.scatter(numbers, where, s=9, color=chips[name], edgecolors=INK, linewidths=0.4, alpha=0.85, zorder=3)
+            axes.scatter(
+                numbers, where, s=9, color=chips[name], edgecolors=plots.INK, linewidths=0.4, alpha=0.85, zorder=3
+            )
         axes.set_yticks(range(len(values)), list(values))
         axes.set_ylim(len(values) - 0.5, -0.5)
         if metric == "dice":
             axes.set_xlim(-0.02, 1.02)
         else:
             axes.set_xlim(left=0)
-        axes.set_title(title, color=INK, loc="left", fontweight="bold")
-        axes.tick_params(colors=INK, length=0)
-        axes.grid(axis="x", color=FAINT, linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[:].set_visible(False)
-        buffer = streams.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(FAINT, "var(--line)")
-    for mark in ('id="', 'href="#', "url(#"):  # ids stay unique in a page with several plots
-        svg = svg.replace(mark, f"{mark}{metric}-")
-    return svg
+        plots.dress(axes, title)
+        axes.grid(axis="x", color=plots.FAINT, linewidth=0.7)
+        return plots.svg(figure, metric)
 
 
 def _examples(
