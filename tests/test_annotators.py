@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 from data_files import picture, png, square
 from samsans.config import AugmentConfig, DataConfig
+from samsans.data.agreement import joint_counts, overlap
 from samsans.data.cases import Dataset, find_cases
+from samsans.data.check import check
 from samsans.data.episodes import BatchSource, plain_batch
+from samsans.data.phantoms import write
 from samsans.data.slices import SliceDataset
 from samsans.data.transforms import Preprocess
 from samsans.errors import InputError
@@ -112,6 +118,8 @@ def test_one_mask_holds_nested_annotators(tmp_path: Path) -> None:
     case = dataset.cases[0]
     assert len(case.labels) == 3
     read = dataset.read_annotations(case)
+    alone = [dataset.read_labels(case, annotator) for annotator in range(3)]
+    assert all(np.array_equal(a.array, b.array) for a, b in zip(read, alone, strict=True))
     assert [int(v.array.sum()) for v in read] == [4, 64, 21]
     assert np.array_equal(read[1].array[0], mask > 0)
     assert "3 annotators of one mask by its values: core [1], whole [1, 2, 4], enhancing [4]" in dataset.notes
@@ -153,3 +161,160 @@ def test_several_masks_are_not_several_annotators_each(tmp_path: Path) -> None:
     ambiguous(tmp_path)
     with pytest.raises(InputError, match="has 3 masks"):
         find_cases(DataConfig(path=str(tmp_path), annotators={"a": [1], "b": [1, 2]}))
+
+
+# -- how they are found -----------------------------------------------------------------------------------------------
+
+
+def drawn(dataset: Dataset) -> dict[str, list[str]]:
+    return {c.id: [files[0].relative_to(dataset.root).as_posix() for files in c.labels] for c in dataset.cases}
+
+
+def files(root: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        png(root / name, picture(number))
+    return root
+
+
+def test_annotators_beside_their_images(tmp_path: Path) -> None:
+    files(tmp_path, "x_1L.png", "x_1L_1stHO.png", "x_1L_2ndHO.png", "x_1R.png", "x_1R_2ndHO.png", "x_1R_1stHO.png")
+    found = find_cases(DataConfig(path=str(tmp_path)), infer=False)
+    assert drawn(found) == {
+        "x_1L": ["x_1L_1stHO.png", "x_1L_2ndHO.png"],
+        "x_1R": ["x_1R_1stHO.png", "x_1R_2ndHO.png"],
+    }
+    assert "2 annotators: 1stHO, 2ndHO; the first is learned, by some methods all" in found.notes
+
+
+def test_annotators_in_one_folder_of_masks(tmp_path: Path) -> None:
+    masks = [f"labels/a_r{n}.png" for n in (1, 2, 10)] + ["labels/b_r2.png", "labels/b_r10.png"]
+    files(tmp_path, "images/a.png", "images/b.png", *masks, "labels/lost_r1.png")
+    found = find_cases(DataConfig(path=str(tmp_path)), infer=False)
+    assert drawn(found) == {"a": masks[:3], "b": masks[3:]}, "in the order of their numbers"
+    assert [p.name for p in found.orphans] == ["lost_r1.png"]
+    assert "3 annotators: r1, r2, r10; the first is learned, by some methods all" in found.notes
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a.png", "a_r1.png", "b.png", "c.png", "c_r1.png"),  # a second picture, not two annotators
+        ("eye_1st.png", "eye_2nd.png"),
+        ("a.png", "a_disc.png", "a_cup.png"),  # two objects, as likely
+        ("case.png", "case_1.png", "case_2.png"),
+    ],
+)
+def test_doubtful_names_are_no_annotators(tmp_path: Path, names: tuple[str, ...]) -> None:
+    found = find_cases(DataConfig(path=str(files(tmp_path, *names))), infer=False)
+    assert found.layout == "images only"
+    assert len(found.cases) == len(names)
+
+
+def test_folders_and_tables_keep_their_order(tmp_path: Path) -> None:
+    names = [f"labels_{n}/a.png" for n in (1, 2, 10)]
+    files(tmp_path, "images/a.png", *names)
+    assert drawn(find_cases(DataConfig(path=str(tmp_path)), infer=False)) == {"a": names}
+    rows = [f"images/a.png,labels_{n}/a.png,r{n}" for n in (10, 1, 2)]
+    (tmp_path / "x.csv").write_text("\n".join(["image,label,rater", *rows]))
+    table = find_cases(DataConfig(path=str(tmp_path / "x.csv")), infer=False)
+    assert [c[0] for c in table.cases[0].labels] == [tmp_path / name for name in names]
+
+
+def test_patterns_know_parts_by_the_first_folder(tmp_path: Path) -> None:
+    names = [f"{part}/{n}/{what}.png" for part in ("training", "testing", "more") for n, what in ((1, "i"), (1, "m10"))]
+    files(tmp_path, *names, "training/1/m2.png")
+    config = DataConfig(path=str(tmp_path), images="*/*/i.png", labels="{parent}/m*.png")
+    found = find_cases(config, infer=False)
+    assert found.parts == {"training/1/i": "train", "testing/1/i": "test"}
+    assert drawn(found)["training/1/i"] == ["training/1/m2.png", "training/1/m10.png"]
+    assert "up to 2 masks an image, of as many annotators" in found.notes
+    config.images = "training/*/i.png"
+    assert find_cases(config, infer=False).parts == {}, "asked for by name: the part is nobody's to choose"
+
+
+# -- how far they agree -----------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.lists(st.integers(-1, 3), min_size=6, max_size=6), min_size=2, max_size=4),
+    st.sets(st.integers(-1, 3), min_size=1),
+)
+def test_overlaps_of_joint_counts_are_those_of_the_masks(maps: list[list[int]], values: set[int]) -> None:
+    arrays = [np.array(m, np.int16).reshape(1, 2, 3) for m in maps]
+    pairs = [(i, j) for i in range(len(arrays)) for j in range(i + 1, len(arrays))]
+    for (i, j), joint in zip(pairs, joint_counts(arrays), strict=True):
+        a, b = (np.isin(arrays[n], list(values)) for n in (i, j))
+        both, either = int((a & b).sum()), int((a | b).sum())
+        iou = both / either if either else 1.0
+        assert overlap(joint, values) == pytest.approx((iou, 2 * iou / (1 + iou), a.sum(), b.sum()))
+
+
+def test_check_tells_how_far_annotators_agree(tmp_path: Path) -> None:
+    ambiguous(tmp_path)
+    report = check(DataConfig(path=str(tmp_path), classes={"lesion": [255]}))
+    assert report.agreement is not None
+    assert report.agreement.annotators == {2: 1, 3: 3}
+    (found,) = report.agreement.objects
+    overlapping = 4 / 28  # squares of 16 pixels that share 4
+    a, b = [overlapping, 0.0, 0.0], [1.0, 0.0, 0.0]  # the pairs of cases a and b
+    assert found.iou == pytest.approx(np.mean([np.mean(a), np.mean(b), 1.0, 1.0]))
+    assert found.dice == pytest.approx(np.mean([0.25 / 3, np.mean(b), 1.0, 1.0]))
+    assert (found.annotations, found.empty, found.presence) == (11, 6, 2)
+    text = report.text()
+    assert "annotators: 2 in 1 cases, 3 in 3 cases" in text
+    assert "6 of 11 annotations are empty; in 2 of 4 cases only some drew it" in text
+    assert "in 2 of 4 cases by the first annotator" in text
+    assert [p.file for p in report.problems if p.kind == "a mask shows no object"] == [
+        str(tmp_path / "labels_0" / "c.png")
+    ]
+    assert report.to_dict()["agreement"]["objects"][0]["name"] == "lesion"
+
+
+def test_check_says_nothing_of_one_annotator(tmp_path: Path) -> None:
+    raters(tmp_path, {"a": [square()]})
+    report = check(DataConfig(path=str(tmp_path)))
+    assert report.agreement is None
+    assert "annotator" not in report.text()
+
+
+# -- generated and real data ------------------------------------------------------------------------------------------
+
+
+def test_lesions_have_none_to_three_empty_annotations(tmp_path: Path) -> None:
+    folder = write("lesions", tmp_path / "set", n=24, test=4, seed=3)
+    dataset = find_cases(DataConfig(path=str(folder)))
+    assert len(dataset.cases) == 28
+    slices = SliceDataset(dataset, [c.id for c in dataset.cases], Preprocess(128), annotators=True)
+    empty = [int((~s.annotations.any((1, 2, 3))).sum()) for s in slices]
+    assert set(empty) == {0, 1, 2, 3}
+    assert all(s.image.shape == (3, 128, 128) and s.drawn.all() for s in slices)
+
+
+def test_real_crops_with_four_annotators(shared_data: Path) -> None:
+    folder = shared_data / "lidc_crops4"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    config = DataConfig(path=str(folder), images="*/*/image_*.jpg", labels="{parent}/label*_.jpg", threshold=127)
+    dataset = find_cases(config)
+    assert {len(c.labels) for c in dataset.cases} == {4}
+    assert set(dataset.parts.values()) == {"train", "test"}
+    slices = SliceDataset(dataset, [c.id for c in dataset.cases], Preprocess(128), annotators=True)
+    for item, case in zip(slices, dataset.cases, strict=True):
+        expected = np.stack([np.asarray(Image.open(files[0]).convert("L")) > 127 for files in case.labels])
+        assert np.array_equal(item.annotations[:, 0].numpy(), expected)
+    report = check(config)
+    assert report.agreement is not None
+    assert 0.6 < report.agreement.objects[0].iou < 0.75
+    assert report.agreement.objects[0].empty > 0
+
+
+def test_real_vessels_of_two_observers(shared_data: Path) -> None:
+    folder = shared_data / "chase_db1"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    dataset = find_cases(DataConfig(path=str(folder), patient=r"Image_(\d+)"))
+    for case in dataset.cases:
+        assert [f[0].name for f in case.labels] == [f"{case.id}_1stHO.png", f"{case.id}_2ndHO.png"]
+    first, second = (v.array for v in dataset.read_annotations(dataset.cases[0]))
+    _, dice, _, _ = overlap(joint_counts([first, second])[0], {1})
+    assert 0.7 < dice < 0.85, "the source tells 0.74 to 0.83"

@@ -11,8 +11,9 @@ import pytest
 from samsans import io
 from samsans.errors import InputError
 from samsans.io.samples import map_file, write_beside
-from samsans.metrics import ambiguity, evaluate, matching
-from samsans.types import Case, Progress, Volume
+from samsans.metrics import ambiguity, evaluate, matching, sampled
+from samsans.recipes import PublishedSets, RecipeConfig
+from samsans.types import Case, ClassInfo, Progress, Volume
 
 AFFINE = np.diag([0.5, 0.5, 3.0, 1.0])
 K = 6
@@ -68,6 +69,15 @@ def build(root: Path, ending: str = ".png", depth: int = 1, value: int = 255) ->
     return cases
 
 
+def score(out: Path, cases: list[Case], seed: int = 0) -> sampled.Sampled:
+    """The samples alone, without a report."""
+    nodule = (ClassInfo("nodule", 1, (255,)),)
+    pairs = matching.match(out, cases).pairs
+    found = sampled.score(sampled.Folder(out, K, nodule), pairs, resamples=0, seed=seed)
+    assert found is not None
+    return found
+
+
 def expected(name: str, ids: list[str]) -> float:
     return float(np.mean([getattr(ambiguity.compare(masks(SAMPLES[i]), masks(ANNOTATIONS[i])), name) for i in ids]))
 
@@ -107,8 +117,7 @@ def test_numbers(tmp_path: Path, ending: str, depth: int) -> None:
 
 def test_trivial_answers(tmp_path: Path) -> None:
     cases = build(tmp_path)
-    found = evaluate(tmp_path / "out", cases, tmp_path / "report", bootstrap=0).ambiguity
-    assert found is not None
+    found = score(tmp_path / "out", cases)
     wanted: dict[str, list[float]] = {"empty": [], "repeated": []}
     for id, radii in ANNOTATIONS.items():
         wanted["empty"].append(ambiguity.ged(masks((0,) * K), masks(radii)).squared)
@@ -119,11 +128,9 @@ def test_trivial_answers(tmp_path: Path) -> None:
     best = found.trivial["annotators"]
     assert best["absent"]["ged"] == 0
     assert best["all"]["hm_iou"] > found.groups["all"]["hm_iou"]
-    again = evaluate(tmp_path / "out", cases[::-1], tmp_path / "again", bootstrap=0).ambiguity
-    assert again is not None
+    again = score(tmp_path / "out", cases[::-1])
     assert again.trivial == found.trivial  # drawn by the name of the image, in whatever order
-    other = evaluate(tmp_path / "out", cases, tmp_path / "other", bootstrap=0, seed=1).ambiguity
-    assert other is not None
+    other = score(tmp_path / "out", cases, seed=1)
     assert other.trivial["annotators"] != best
     assert other.trivial["empty"] == found.trivial["empty"]
 
@@ -138,15 +145,12 @@ def test_mean_probabilities_are_read_where_all_are_there(tmp_path: Path, ending:
         like = Volume(soft, AFFINE if ending != ".png" else None)
         io.write_image(path, (soft * 65535).astype(np.uint16) if ending == ".png" else soft.astype(np.float32), like)
         io.write_image(out / map_file("entropy", f"{id}{ending}", "nodule"), soft.astype(np.uint8), like)
-    found = evaluate(out, cases, tmp_path / "report").ambiguity
-    assert found is not None
+    found = score(out, cases)
     assert found.probability == "mean probability of the samples"
     votes = np.mean([masks(radii).mean() for radii in ANNOTATIONS.values()])
     assert found.groups["all"]["ece"] == pytest.approx(abs(0.25 - votes), abs=1e-4)
     path.unlink()
-    found = evaluate(out, cases, tmp_path / "report").ambiguity
-    assert found is not None
-    assert found.probability.startswith("share")
+    assert score(out, cases).probability.startswith("share")
 
 
 def test_what_is_written(tmp_path: Path) -> None:
@@ -158,7 +162,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert written == json.loads(json.dumps(summary.to_dict()))
     assert written["ambiguity"]["samples"] == K
     assert "GED_6" in summary.text()
-    assert "agreed: annotators" in summary.text()
+    assert "agreed: samples" in summary.text()
     page = (report / "report.html").read_text()
     for part in ("Samples against annotators", "GED_6", "P2SAM-style", "reliability-", "Annotators and samples"):
         assert part in page
@@ -178,19 +182,38 @@ def test_by_slice(tmp_path: Path) -> None:
 
 
 def test_several_annotators_in_one_mask(tmp_path: Path) -> None:
-    """Nested readings of one file: core 1, core and rim 1 and 2."""
-    cases = []
+    """Nested readings of one file: core 1, core and rim 1 and 2; also masks read by a threshold."""
+    nested, soft = [], []
     for case in build(tmp_path)[:1]:
         inner, outer = disc(4), disc(7)
         io.write_labels(case.labels[0][0], np.where(inner, 1, 2 * outer).astype(np.uint8))
-        cases.append(Case(case.id, case.patient, case.images, case.labels[:1]))
-    named = {"classes": [{"name": "object", "label": 1, "values": [1, 2]}]}
+        nested.append(Case(case.id, case.patient, case.images, case.labels[:1] * 2, answers=((1,), (1, 2))))
+        soft.append(Case(case.id, case.patient, case.images, case.labels[:2], threshold=1))
+    named = {"classes": [{"name": "object", "label": 1, "values": [1]}]}
     (tmp_path / "out" / "classes.json").write_text(json.dumps(named))
-    summary = evaluate(tmp_path / "out", cases, tmp_path / "report", annotators=[[1], [1, 2]], bootstrap=0)
+    summary = evaluate(tmp_path / "out", nested, tmp_path / "report", bootstrap=0)
     assert summary.ambiguity is not None
     assert dict(summary.ambiguity.annotators) == {"2": 1}
     wanted = ambiguity.compare(masks(SAMPLES["p1/a"]), masks((4, 7)))
     assert summary.ambiguity.groups["all"]["ged"] == pytest.approx(wanted.ged)
+    assert summary.cases[0]["reference_voxels"] == disc(4).sum()
+    ring = evaluate(tmp_path / "out", soft, tmp_path / "report", bootstrap=0)
+    assert ring.cases[0]["reference_voxels"] == disc(7).sum() - disc(4).sum()
+    assert ring.ambiguity is not None
+    wanted = ambiguity.compare(masks(SAMPLES["p1/a"]), np.stack([disc(7) & ~disc(4), disc(7)]))
+    assert ring.ambiguity.groups["all"]["ged"] == pytest.approx(wanted.ged)
+
+
+def test_published_rows_stand_beside(tmp_path: Path) -> None:
+    recipe = RecipeConfig(
+        name="p2sam_lidc",
+        sets=[PublishedSets("Table 2", "P2SAM", {"GED_16": 0.218, "Dmax": 0.933}, "the best pair")],
+    )
+    summary = evaluate(tmp_path / "out", build(tmp_path), tmp_path / "report", recipe=recipe, bootstrap=0)
+    assert "published: P2SAM: GED_16 0.218, Dmax 0.933 (Table 2) the best pair" in summary.text()
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Published, for orientation" in page
+    assert "<td>0.933</td>" in page
 
 
 def test_without_samples_or_annotators(tmp_path: Path) -> None:

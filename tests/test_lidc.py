@@ -152,15 +152,17 @@ def test_converted_crops_are_a_data_set(tmp_path: Path) -> None:
     given = {f"k{9 - i}": crop(i, f"1.{i // 2}", empty=4 if i == 3 else i) for i in range(5)}
     given["k5"] = crop(5, "1.2", empty=0)
     steps: list[int] = []
-    table, notes = convert(
+    folder, notes = convert(
         save(tmp_path / "x.pickle", given), tmp_path / "out", on_progress=lambda p: steps.append(p.done)
     )
     assert steps == [1, 2, 3, 4, 5]
     assert notes == ("5 images of 3 series, 20 masks, 7 of them empty", "on 1 images no annotator drew anything")
-    with open(table, newline="") as file:
+    with open(folder / "cases.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[5] == {"image": "images/00001.png", "label": "labels_1/00001.png", "patient": "1.0", "rater": "1"}
-    dataset = find_cases(DataConfig(path=str(table)))
+    dataset = find_cases(DataConfig(path=str(folder)))
+    assert [c.patient for c in dataset.cases] == ["1.0", "1.0", "1.1", "1.1", "1.2"]
+    assert find_cases(DataConfig(path=str(folder / "cases.csv"))).cases == dataset.cases
     assert [c.id for c in dataset.cases] == [f"images/0000{i}" for i in range(5)]
     assert [(c.name, c.values) for c in dataset.classes] == [("nodule", (1,))]
     for case, expected in zip(dataset.cases, given.values(), strict=True):
@@ -187,10 +189,10 @@ def test_a_pickle_as_data_set_names_the_command(tmp_path: Path) -> None:
 def test_the_command_converts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save(tmp_path / "x.pickle", {"a": crop(0)})
     assert cli.main(["convert", str(path), "-o", str(tmp_path / "out")]) == 0
-    table = tmp_path / "out" / "cases.csv"
+    folder = tmp_path / "out"
     said = capsys.readouterr().out
     assert "1 images of 1 series, 4 masks, 1 of them empty" in said
-    assert f"next: samsans check {table}" in said
-    assert cli.main(["check", str(table)]) == 0
+    assert f"next: samsans check {folder}" in said
+    assert cli.main(["check", str(folder)]) == 0
     assert cli.main(["convert", str(path), "-o", str(tmp_path / "out")]) == 2
     assert "not an empty folder" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 from samsans import io
 from samsans.errors import InputError
 from samsans.io import samples as files
-from samsans.types import Volume
+from samsans.types import ClassInfo, Volume
 
 
 def oblique() -> np.ndarray:
@@ -94,6 +94,16 @@ def test_names() -> None:
     assert files.map_file("probabilities", "site/b.nii.gz", "left lung") == Path(
         "probabilities/site/b_left_lung.nii.gz"
     )
+
+
+@pytest.mark.parametrize("output", ["site/b.nii.gz", "b.nii", "a.b.png", "c.tif"])
+def test_prediction_names_its_files_so(output: str) -> None:
+    from samsans.inference.outputs import files_beside
+
+    parts = [*files.sample_files(output, 3)]
+    parts += [files.map_file(folder, output, "left lung") for folder in ("probabilities", "entropy")]
+    named = files_beside(output, (ClassInfo("left lung", 1, (1,)),), False, 3)
+    assert [Path(name) for name in named] == parts
 
 
 def test_refused(tmp_path: Path, image: Volume) -> None:

@@ -264,15 +264,15 @@ def test_loader_order_is_the_step() -> None:
 def test_durations() -> None:
     stages = (Stage("a", (), 0.25), Stage("b", (), 0.75))
     train_config = make_config().train
-    assert Duration.of(train_config, stages, 7).ends == (5, 20)
-    assert Duration.of(dataclasses.replace(train_config, epochs=4), stages, 7).ends == (7, 28)
-    clock = Duration.of(dataclasses.replace(train_config, minutes=2.0, epochs=3), stages, 7)
+    assert Duration.of(train_config, stages, [7, 7]).ends == (5, 20)
+    assert Duration.of(dataclasses.replace(train_config, epochs=4), stages, [7, 7]).ends == (1, 4)
+    clock = Duration.of(dataclasses.replace(train_config, minutes=2.0, epochs=3), stages, [7, 7])
     assert (clock.unit, clock.ends) == ("seconds", (30, 120))
     at = Position(step=40, seconds=75, stage=1, stage_step=12, stage_seconds=30)
     assert clock.used(at) == 0.5
     for bad in ({"steps": 0}, {"minutes": 0.0}, {"epochs": 0}):
         with pytest.raises(InputError, match="at least one step"):
-            Duration.of(dataclasses.replace(train_config, **bad), stages, 7)
+            Duration.of(dataclasses.replace(train_config, **bad), stages, [7, 7])
 
 
 @pytest.mark.parametrize(("schedule", "half"), [("constant", 1.0), ("cosine", 0.5), ("poly", 0.5**0.9)])
@@ -294,8 +294,8 @@ def test_learning_rate(schedule: str, half: float) -> None:
 )
 def test_samed_schedule_to_the_published_digits(total: int, wanted: dict[int, float]) -> None:
     config = make_config(lr=1.0, warmup=250, schedule="samed", steps=total).train
-    steps = Duration.of(config, (Stage("all", ()),), 7)
-    clock = Duration.of(dataclasses.replace(config, minutes=1.0), (Stage("all", ()),), 7)
+    steps = Duration.of(config, (Stage("all", ()),), [7])
+    clock = Duration.of(dataclasses.replace(config, minutes=1.0), (Stage("all", ()),), [7])
     for step, rate in wanted.items():
         found = learning_rate(config, Position(step=step), steps.used(Position(step=step)))
         assert found == pytest.approx(rate, abs=0.5 * 10 ** -len(str(rate).partition(".")[2]))
@@ -321,7 +321,7 @@ def test_stopping_at_an_epoch_leaves_the_schedule_alone(tmp_path: Path) -> None:
     for bad in ({"epochs": None, "steps": 9}, {"minutes": 1.0}, {"stop_epoch": 6}, {"stop_epoch": 0}):
         config = make_config(**options | {"stop_epoch": 2} | bad).train
         with pytest.raises(InputError, match=r"train\.stop_epoch"):
-            Duration.of(config, (Stage("all", ()),), 3)
+            Duration.of(config, (Stage("all", ()),), [3])
 
 
 def test_a_stop_in_an_earlier_stage(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from samsans import config as configuration
@@ -23,8 +24,8 @@ from samsans.errors import InputError
 from samsans.inference import load
 from samsans.training import data as training_data
 from samsans.training import train
-from samsans.training.data import read_data
-from samsans.types import Needs
+from samsans.training.data import read_data, stage_source
+from samsans.types import Needs, Stage
 
 EXCLUSIVE = Needs(exclusive=True)
 
@@ -189,3 +190,66 @@ def test_hsam_resumes_to_the_last_bit_and_keeps_what_it_observed(tmp_path: Path,
     labels = {view: model.predict(image, view=view).labels for view in (None, *model.views)}
     assert {"stage1", "stage2"} < labels.keys()
     np.testing.assert_array_equal(labels[None], labels["logit_mean"])
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight images of two annotators; on the third nobody drew anything, the fourth has the first annotator alone."""
+    folder = tmp_path_factory.mktemp("annotated")
+    for name in ("images", "labels_a", "labels_b"):
+        (folder / name).mkdir()
+    for number in range(8):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[8:20, 8:20] = number != 2
+        Image.fromarray(100 * mask + number).save(folder / f"images/p{number}.png")
+        Image.fromarray(mask).save(folder / f"labels_a/p{number}.png")
+        if number != 3:
+            mask[8:12] = 0
+            Image.fromarray(mask).save(folder / f"labels_b/p{number}.png")
+    return folder
+
+
+def prob_unet(data: Path, **options: Any) -> RunConfig:
+    values: dict[str, Any] = {"data.path": str(data), "backbone.input_size": 32, "train.batch_size": 3}
+    values |= {"split.test": 0.0, "split.val": 0.0, "train.accelerator": "cpu"}
+    return configuration.from_dict(values | options, method="prob_unet", preset="scratch")
+
+
+def test_all_annotators_are_read_where_a_method_learns_from_them(annotated: Path) -> None:
+    config = prob_unet(annotated, **{"model.train_on_empty": False, "split.val": 0.25})
+    dataset, split = parts(config)
+    split = dataclasses.replace(split, train=("p0", "p1", "p2", "p3"), val=("p2", "p4"))
+    needs = Needs(annotators=True, samples=True)
+    data = read_data(dataset, split, config, needs, 32)
+    assert (len(data.train), len(data.val)) == (3, 2)
+    assert data.notes == ("1 of 4 slices, on which no annotator drew anything, are left out",)
+    train_batch, source_batch = data.train.batch([0, 1, 2]), data.source.batch(0)
+    for batch in (train_batch, source_batch):
+        assert batch.annotations is not None
+        assert batch.masks is not None
+        assert batch.drawn is not None
+        assert batch.annotations.shape == (3, 2, 1, 32, 32)
+        assert torch.equal(batch.annotations[:, 0], batch.masks)
+        assert dict(zip(batch.ids, batch.drawn.tolist(), strict=True))["p3"] == [True, False]
+    assert train_batch.annotations is not None
+    assert train_batch.annotations[0].sum((1, 2, 3)).tolist() == [144, 96]
+    held_out = data.val.batch([0]).annotations
+    assert held_out is not None
+    assert not held_out.any()
+    everything = read_data(dataset, split, prob_unet(annotated), needs, 32)
+    assert (len(everything.train), everything.notes) == (4, ())
+    assert read_data(dataset, split, config, Needs(), 32).train.batch([0]).annotations is None
+
+
+def test_a_stage_may_learn_from_the_first_slices_alone(annotated: Path) -> None:
+    config = prob_unet(annotated, **{"train.foreground": 1.0})
+    source = read_data(*parts(config), config, Needs(annotators=True), 32).source
+    first = stage_source(source, Stage("two", (), images=4))
+    assert (source.steps_per_epoch, first.steps_per_epoch) == (3, 2)
+    assert stage_source(source, Stage("one", ())) is source
+    seen = [first.batch(step).ids for step in range(8)]
+    assert {name for ids in seen for name in ids} == {"p0", "p1", "p3"}  # the third shows nothing, and is replaced
+    assert seen == [first.batch(step).ids for step in range(8)]
+    assert stage_source(source, Stage("all", (), images=99)).steps_per_epoch == 3
+    with pytest.raises(InputError, match="the first 0 training slices"):
+        stage_source(source, Stage("none", (), images=0))

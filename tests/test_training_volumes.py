@@ -152,13 +152,13 @@ def test_epochs_are_counts_of_steps(tmp_path: Path, blocks: Path) -> None:
 )
 def test_learning_rate_by_epochs_to_the_published_digits(epochs: int, epoch: int, wanted: float) -> None:
     config = make_config(lr=1e-3, warmup=0, schedule="poly_epoch", epochs=epochs).train
-    duration = Duration.of(config, (Stage("all", ()),), 250)
+    duration = Duration.of(config, (Stage("all", ()),), [250])
     for step in (0, 1, 249):
         at = Position(step=250 * epoch + step)
         assert learning_rate(config, at, duration.used(at, whole_epochs=True)) == pytest.approx(wanted, rel=1e-5)
     at = Position(step=250 * epoch + 100)
     assert duration.used(at) == pytest.approx(at.step / (250 * epochs))
-    clock = Duration.of(dataclasses.replace(config, minutes=1.0), (Stage("all", ()),), 250)
+    clock = Duration.of(dataclasses.replace(config, minutes=1.0), (Stage("all", ()),), [250])
     assert clock.used(Position(step=10, seconds=15.0), whole_epochs=True) == 0.25
 
 

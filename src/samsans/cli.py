@@ -134,8 +134,8 @@ def _convert(argv: list[str]) -> int:
     from samsans.display import Display
 
     with Display("converting") as display:
-        table, notes = convert(args.file, args.out, on_progress=display.step)
-    print("\n".join([*notes, f"converted: {table}", f"next: samsans check {table}"]))
+        folder, notes = convert(args.file, args.out, on_progress=display.step)
+    print("\n".join([*notes, f"converted: {folder}", f"next: samsans check {folder}"]))
     return 0
 
 

@@ -83,17 +83,23 @@ class Dataset:
         ``data.threshold`` or ``data.annotators`` says how its one object is read."""
         if not case.labels:
             raise InputError(f"{case.id} has no mask", "a labelled case")
-        files = case.labels[annotator]
+        stored = self._stored(case.labels[annotator])
+        return replace(stored, array=objects.read_as(stored.array, case, annotator))
+
+    def read_annotations(self, case: Case) -> tuple[Volume, ...]:
+        """The label maps of all annotators of a case, in their order; empty where it has no mask.  A file that holds
+        several of them is read once."""
+        stored = {files: self._stored(files) for files in dict.fromkeys(case.labels)}
+        volumes = [stored[files] for files in case.labels]
+        return tuple(replace(v, array=objects.read_as(v.array, case, a)) for a, v in enumerate(volumes))
+
+    def _stored(self, files: Sequence[Path]) -> Volume:
+        """The values that stand in the files of one label map ``(D, H, W)``."""
         volumes = [io.read_labels(path) for path in files]
         affine = volumes[0].affine
         if affine is None and self.spacing is not None:
             affine = affine_of_spacing(self.spacing)
-        array = _join([v.array for v in volumes], files, axis=0)
-        return Volume(objects.read_as(array, case, annotator), affine, files[0])
-
-    def read_annotations(self, case: Case) -> tuple[Volume, ...]:
-        """The label maps of all annotators of a case, in their order; empty where it has no mask."""
-        return tuple(self.read_labels(case, annotator) for annotator in range(len(case.labels)))
+        return Volume(_join([v.array for v in volumes], files, axis=0), affine, files[0])
 
 
 def _join(arrays: Sequence[np.ndarray], paths: Sequence[Path], axis: int) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 
 from samsans import io
 from samsans.config import DataConfig
+from samsans.data.agreement import Agreement, Joint, agree, joint_counts
 from samsans.data.cases import UNLABELLED, Dataset, evenly, find_cases, grid_shift, require_same_grid
 from samsans.data.classes import infer_classes, value_counts
 from samsans.errors import InputError
@@ -55,6 +56,7 @@ class CheckReport:
     """What was understood of a data set and what is wrong with it.
 
     sizes, spacings: how many cases have which size (slices x rows x columns) and voxel size (z x y x).
+    agreement: of several annotators; None where no case has several.
     """
 
     path: str
@@ -67,6 +69,7 @@ class CheckReport:
     classes: tuple[ClassCount, ...]
     notes: tuple[str, ...]
     problems: tuple[Problem, ...]
+    agreement: Agreement | None = None
 
     @property
     def ok(self) -> bool:
@@ -85,11 +88,12 @@ class CheckReport:
             f"size: {_most_common(self.sizes)}",
             f"voxel size: {_most_common(self.spacings)}",
         ]
+        first = " by the first annotator" if self.agreement is not None else ""
         for c in self.classes:
             values = f"{c.values[0]}-{c.values[-1]}" if len(c.values) > 4 else ", ".join(map(str, c.values))
-            lines.append(
-                f"object {c.name} (value {values}): in {c.cases} of {self.labelled} cases, {c.share:.2%} of the pixels"
-            )
+            where = f"in {c.cases} of {self.labelled} cases{first}"
+            lines.append(f"object {c.name} (value {values}): {where}, {c.share:.2%} of the pixels")
+        lines += self.agreement.lines() if self.agreement is not None else []
         lines += [f"({note})" for note in self.notes]
         for severity in SEVERITIES:
             kinds = dict.fromkeys(p.kind for p in self.problems if p.severity == severity)
@@ -107,7 +111,8 @@ class CheckReport:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What one look at a case told.  pixels: count by mask value, ``None`` where no mask could be read."""
+    """What one look at a case told.  pixels: count by mask value of the first annotator, ``None`` where no mask could
+    be read.  joints: of every pair of annotators, where all masks could be read."""
 
     case: Case
     shape: tuple[int, ...] | None = None
@@ -116,6 +121,7 @@ class _Facts:
     range: tuple[float, float] | None = None
     digest: str = ""
     pixels: dict[int, int] | None = None
+    joints: tuple[Joint, ...] = ()
     problems: tuple[Problem, ...] = ()
 
 
@@ -161,6 +167,7 @@ def check(config: DataConfig, *, on_progress: Callable[[Progress], None] | None 
         classes=_count(drawn, classes),
         notes=tuple(notes),
         problems=tuple(problems),
+        agreement=agree((len(c.labels) for c in dataset.cases), [f.joints for f in facts if f.joints], classes),
     )
 
 
@@ -184,6 +191,7 @@ def _look(dataset: Dataset, case: Case, config: DataConfig) -> _Facts:
             )
         if facts.range is not None and facts.range[0] == facts.range[1]:
             problems.append(Problem("warning", "an image is the same everywhere", file, f"only {facts.range[0]:g}"))
+    drawn: list[np.ndarray] = []
     for annotator, files in enumerate(case.labels):
         mask = str(files[0])
         try:
@@ -193,8 +201,11 @@ def _look(dataset: Dataset, case: Case, config: DataConfig) -> _Facts:
             continue
         if image is not None:
             problems += _grid(replace(case, labels=(files,)), image, labels)
+        drawn.append(labels.array)
         if annotator == 0:
             facts = replace(facts, pixels=value_counts(labels.array))
+    if len(drawn) == len(case.labels) and len({array.shape for array in drawn}) == 1:
+        facts = replace(facts, joints=joint_counts(drawn))
     return replace(facts, problems=tuple(problems))
 
 
@@ -288,7 +299,7 @@ def _masks(drawn: Sequence[_Facts], classes: Sequence[ClassInfo]) -> list[Proble
     problems = []
     strange: dict[int, list[str]] = {}
     for facts in drawn:
-        values = set(facts.pixels or ())
+        values = set(facts.pixels or ()) | {v for joint in facts.joints for pair in joint for v in pair}
         file = str(facts.case.labels[0][0])
         if not values & known:
             todo = "Right if nothing is there; else check the file"

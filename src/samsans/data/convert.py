@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from samsans.data.classes import named_classes, write_classes
+from samsans.data.layouts import TABLE
 from samsans.errors import InputError
+from samsans.io import images
 from samsans.io.files import PICKLE_SUFFIXES
 from samsans.io.lidc import Crop, read_crops
-from samsans.io.write import write_image, write_labels
 from samsans.types import Progress
 
 COLUMNS = ("image", "label", "patient", "rater")
-TABLE = "cases.csv"
 
 
 def convert(
@@ -29,7 +29,7 @@ def convert(
 
     ``images/00000.png`` and on, in the order of the file, 8-bit grey; ``labels_0/`` and on, one mask an annotator, of
     the value 1, empty ones too; ``cases.csv`` with the series as patient; ``classes.json``.  The folder appears
-    complete or not at all.  Returns the table, to be given as data set, and notes for people.
+    complete or not at all.  Returns ``out``, which is a data set then, and notes for people.
 
     Raises InputError where the file is another one or ``out`` holds something.
     """
@@ -50,9 +50,9 @@ def convert(
             table.writerow(COLUMNS)
             for number, crop in enumerate(crops):
                 table.writerows(_write(draft, f"{number:05d}", crop))
-                drawn = crop.masks.any((1, 2))
                 series.add(crop.series)
-                masks, empty, blank = masks + len(drawn), empty + int((~drawn).sum()), blank + (not drawn.any())
+                nothing = [not mask.any() for mask in crop.masks]
+                masks, empty, blank = masks + len(nothing), empty + sum(nothing), blank + all(nothing)
                 if on_progress is not None:
                     on_progress(Progress(number + 1, count, crop.key))
         write_classes(draft / "classes.json", named_classes({"nodule": [1]}))
@@ -64,16 +64,23 @@ def convert(
         raise
     notes = [f"{count} images of {len(series)} series, {masks} masks, {empty} of them empty"]
     notes += [f"on {blank} images no annotator drew anything"] if blank else []
-    return out / TABLE, tuple(notes)
+    return out, tuple(notes)
 
 
 def _write(root: Path, name: str, crop: Crop) -> list[tuple[str, str, str, int]]:
     """Write the files of a crop below ``root``; its rows of the table, one an annotator."""
     image = f"images/{name}.png"
-    write_image(root / image, np.rint(crop.image * 255).astype(np.uint8)[None])
+    _save(root / image, np.rint(crop.image * 255).astype(np.uint8)[None, :, :, None])
     rows = []
     for rater, mask in enumerate(crop.masks):
         label = f"labels_{rater}/{name}.png"
-        write_labels(root / label, mask.astype(np.uint8)[None])
+        _save(root / label, mask.astype(np.uint8)[None])
         rows.append((image, label, crop.series, rater))
     return rows
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """One PNG, not flushed to disk by itself: the folder it lies in is a draft."""
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "wb") as file:
+        images.write(file, array)

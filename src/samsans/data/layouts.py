@@ -23,11 +23,14 @@ from samsans.data.pairs import (
     SLICE,
     Found,
     Pair,
+    by_rater,
     group_channels,
     listing,
     match,
+    natural,
     part_of,
     relative_id,
+    several,
 )
 from samsans.errors import InputError
 from samsans.io.files import PICKLE_SUFFIXES, pickle_error
@@ -38,18 +41,21 @@ LABEL_FOLDERS = (
     *("labels", "label", "masks", "mask", "annotations", "annotation", "annots", "annot", "gt", "gts"),
     *("groundtruth", "ground_truth", "seg", "segs", "segmentation", "segmentations"),
 )
+TABLE = "cases.csv"
 DEPTH = 4  # how deep below the root image folders are looked for
 KNOWN = (
     "images/ beside labels/ or masks/ (also per patient), nnU-Net raw or Medical Segmentation Decathlon "
     "(imagesTr/ labelsTr/ dataset.json), .npz or .h5 files with the arrays image and label (train_npz/ test_vol_h5/), "
-    "a CSV file with the columns image and label, or a folder of images"
+    "a CSV file with the columns image and label (or cases.csv in the folder), or a folder of images"
 )
 
 
 def patterns(root: Path, images: str, labels: str | None) -> Found:
     """Files named by the glob ``images``, masks by the template ``labels`` with ``{stem}``, ``{name}``, ``{parent}``
     (folder relative to ``root``) and ``{below}`` (folder below the fixed part of the glob).  A template that still
-    holds ``*`` may find several files: one per annotator.  Only a ``.npz`` or ``.h5`` file may be its own mask."""
+    holds ``*`` may find several files: one per annotator.  Only a ``.npz`` or ``.h5`` file may be its own mask.
+    A case whose first folder, of those the glob leaves open, is called ``train``, ``testing`` and the like has that
+    part."""
     parts = Path(images).parts
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     base = root.joinpath(*parts[:fixed])
@@ -67,7 +73,7 @@ def patterns(root: Path, images: str, labels: str | None) -> Found:
             raise InputError(
                 f"the label template {labels!r} is not understood ({error})", "{stem}, {name}, {parent} and {below}"
             ) from error
-        masks[path] = tuple(root / p for p in sorted(glob.glob(os.path.normpath(wanted), root_dir=root)))
+        masks[path] = tuple(root / p for p in sorted(glob.glob(os.path.normpath(wanted), root_dir=root), key=natural))
     drawn = {p for found in masks.values() for p in found if p not in masks or masks[p] != (p,)}
     twice = next((p for p in files if masks.get(p) == (p,) and not _packed(p)), None)
     if twice is not None:
@@ -76,10 +82,13 @@ def patterns(root: Path, images: str, labels: str | None) -> Found:
             "another file, or a .npz or .h5 file that holds both",
             "Give the masks' names, for instance masks/{stem}.png",
         )
-    pairs = tuple(Pair(relative_id(p, base), (p,), masks.get(p, ())) for p in files if p not in drawn)
+    named = {p: relative_id(p, base) for p in files if p not in drawn}
+    pairs = tuple(Pair(id, (p,), masks.get(p, ()), None, _leading_part(id)) for p, id in named.items())
     if labels and not any(p.labels for p in pairs):
         raise InputError(f"no image has a mask at {labels!r} in {root}", "a template such as masks/{stem}.png")
-    return Found("patterns", pairs)
+    most = max((len(p.labels) for p in pairs), default=0)
+    notes = (f"up to {most} masks an image, of as many annotators",) if most > 1 else ()
+    return Found("patterns", pairs, notes=notes)
 
 
 def csv_file(path: Path) -> Found:
@@ -121,9 +130,21 @@ def csv_file(path: Path) -> Found:
         raise InputError(f"{path} has no rows", "one row an image")
     pairs = []
     for name, image in images.items():
-        drawn = tuple(p for _, p in sorted(masks.get(name, [])))
+        drawn = tuple(
+            p for _, p in sorted(masks.get(name, []), key=lambda row: (natural(row[0]), natural(str(row[1]))))
+        )
         pairs.append(Pair(name, (image,), drawn, patients.get(name), part_of(parts.get(name, ""))))
     return Found("CSV", tuple(pairs))
+
+
+def table(root: Path) -> Found | None:
+    """The table ``cases.csv`` of a folder, which knows patients and annotators that names of files do not tell."""
+    path = root / TABLE
+    if not path.is_file():
+        return None
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        columns = re.split(r"[,;\t]", file.readline().strip().lower())
+    return csv_file(path) if "image" in columns else None
 
 
 def json_names(described: Mapping[str, Any]) -> tuple[dict[str, list[int]] | None, list[str]]:
@@ -217,7 +238,7 @@ def image_folders(root: Path) -> list[tuple[Path, list[Path]]]:
         below[:] = sorted(b for b in below if not b.startswith("."))
         lower = {b.lower(): b for b in below}
         images = next((lower[name] for name in IMAGE_FOLDERS if name in lower), None)
-        masks = [b for b in below if _annotator(b) is not None]
+        masks = sorted((b for b in below if _annotator(b) is not None), key=natural)
         if images is not None:
             found.append((folder / images, [folder / m for m in masks]))
         if len(folder.relative_to(root).parts) >= DEPTH:
@@ -245,27 +266,43 @@ def folders(root: Path) -> Found | None:
         matches = []
         for labels in drawn:
             matched, unused = match({name: f[0] for name, f in files.items()}, labels)
-            matches.append(matched)
+            raters = by_rater(files, labels) if not matched else {}
+            if raters:  # all annotators in one folder
+                matches += [{image: labels[name] for image, name in masks.items()} for masks in raters.values()]
+                annotators |= set(raters)
+                used = {name for masks in raters.values() for name in masks.values()}
+                unused = [path for name, path in labels.items() if name not in used]
+            else:
+                matches.append(matched)
             orphans += unused
         annotators |= {f.name for f in label_folders} if len(label_folders) > 1 else set()
         for name, channels in files.items():
             id = prefix + name
-            part = part_of(id.partition("/")[0]) if "/" in id else None
-            pairs.append(Pair(id, channels, tuple(m[name] for m in matches if name in m), None, part))
-    notes = (
-        (f"{len(annotators)} annotators: {', '.join(sorted(annotators))}; the first is learned",) if annotators else ()
-    )
-    return Found("image and label folders", tuple(pairs), None, tuple(orphans), notes)
+            drawings = tuple(m[name] for m in matches if name in m)
+            pairs.append(Pair(id, channels, drawings, None, _leading_part(id)))
+    return Found("image and label folders", tuple(pairs), None, tuple(orphans), several(annotators))
+
+
+def _leading_part(id: str) -> str | None:
+    """The part that the first folder of a case names: ``test`` of ``testing/x``."""
+    return part_of(id.partition("/")[0]) if "/" in id else None
 
 
 def one_folder(root: Path) -> Found | None:
-    """Images and their masks in one folder (``x.png``, ``x_mask.png``), or images alone."""
+    """Images and their masks in one folder (``x.png``, ``x_mask.png``; of several annotators ``x_r1.png``,
+    ``x_r2.png``), or images alone."""
     files = listing(root)
     if not files:
         return None
     labels = {n: p for n, p in files.items() if LABEL_SUFFIX.search(n.casefold())}
     images = {n: p for n, p in files.items() if n not in labels}
     matched, unused = match(images, labels)
+    raters = by_rater(images, images) if not matched else {}
+    if raters:
+        masks = {name for drawn in raters.values() for name in drawn.values()}
+        of = {n: tuple(images[d[n]] for d in raters.values() if n in d) for n in images if n not in masks}
+        pairs = tuple(Pair(n, (images[n],), drawn) for n, drawn in of.items())
+        return Found("images and masks in one folder", pairs, orphans=tuple(unused), notes=several(raters))
     if not matched:
         return Found("images only", tuple(Pair(n, c) for n, c in group_channels(files, ()).items()))
     pairs = tuple(Pair(n, (p,), (matched[n],) if n in matched else ()) for n, p in images.items())
@@ -312,7 +349,7 @@ def _first_part(folder: str) -> str | None:
     return part_of(re.split(r"[_-]", folder, maxsplit=1)[0])
 
 
-FOLDER_LAYOUTS: Sequence[Callable[[Path], Found | None]] = (decathlon, folders, arrays, one_folder)
+FOLDER_LAYOUTS: Sequence[Callable[[Path], Found | None]] = (table, decathlon, folders, arrays, one_folder)
 
 
 def recognise(root: Path, images: str | None = None, labels: str | None = None) -> Found:

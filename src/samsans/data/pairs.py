@@ -19,6 +19,10 @@ PARTS = {
 LABEL_SUFFIX = re.compile(r"[_-](masks?|seg|segmentation|labels?|gt|annot|annotation|groundtruth)$")
 IMAGE_SUFFIX = re.compile(r"[_-](images?|img)$")
 CHANNEL = re.compile(r"^(.+)_(\d{4})$")
+RATER = re.compile(
+    r"[_-]((?:rater|reader|expert|observer|annotator|grader|radiologist)[_-]?[a-z0-9]+|r\d{1,2}|\d(?:st|nd|rd|th)[a-z]*)$",
+    re.IGNORECASE,
+)
 SLICE = re.compile(r"[_-]?slice[_-]?(\d+)$", re.IGNORECASE)
 
 
@@ -87,6 +91,34 @@ def match(images: Mapping[str, Path], labels: Mapping[str, Path]) -> tuple[dict[
         matched |= {image: free_labels[key] for key, image in free_images.items() if key in free_labels}
     used = set(matched.values())
     return {i: labels[name] for i, name in matched.items()}, [p for name, p in labels.items() if name not in used]
+
+
+def by_rater(images: Iterable[str], labels: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Masks ``{rater: {image: mask}}`` called as their image with an annotator at the end: ``x_r1``, ``x_2ndHO``,
+    ``x_rater_b``; in order of the annotators.  Empty unless most of these images have several."""
+    known = {name.casefold(): name for name in images}
+    found: dict[str, dict[str, str]] = {}
+    for label in labels:
+        end = RATER.search(label)
+        image = known.get(label[: end.start()].casefold()) if end is not None else None
+        if end is not None and image is not None:
+            found.setdefault(end[1], {})[image] = label
+    counts = Counter(image for drawn in found.values() for image in drawn)
+    if 2 * sum(n > 1 for n in counts.values()) <= len(counts):
+        return {}
+    return {rater: found[rater] for rater in sorted(found, key=natural)}
+
+
+def natural(name: str) -> list[str | int]:
+    """Key by which ``r2`` comes before ``r10``."""
+    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(re.split(r"(\d+)", name))]
+
+
+def several(raters: Iterable[str]) -> tuple[str, ...]:
+    """The note on annotators of these names; none where there are fewer than two."""
+    names = sorted(set(raters), key=natural)
+    note = f"{len(names)} annotators: {', '.join(names)}; the first is learned, by some methods all"
+    return (note,) if len(names) > 1 else ()
 
 
 def listing(folder: Path) -> dict[str, Path]:

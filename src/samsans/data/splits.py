@@ -120,10 +120,10 @@ def make_split(dataset: Dataset, config: SplitConfig, seed: int = 0) -> Split:
         if in_order:
             ordered = [c for c in dataset.labelled if c.patient not in placed and c.patient not in fixed]
             parts |= _by_order([c.id for c in ordered], **shares)
-            people = Counter(patient for patient, _ in {(c.patient, parts[c.id]) for c in ordered})
-            astride = sum(n > 1 for n in people.values())
+            parted = Counter(patient for patient, _ in {(c.patient, parts[c.id]) for c in ordered})
+            astride = sum(n > 1 for n in parted.values())
             notes.append(
-                f"split.order file: {astride} of {len(people)} patients are in more than one part"
+                f"split.order file: {astride} of {len(parted)} patients are in more than one part"
                 + (", so that scores say less of patients never seen" if astride else "")
             )
     labelled = {c.id for c in dataset.labelled}

@@ -23,10 +23,13 @@ class Method(Protocol):
     numbers worth logging that cost an extra pass; and ``finish()``: the weights are final, prepare to predict.
     It may have ``observe(pixels)``: called once before training with ``(N + 1,)`` int64, how many pixels of the
     training slices are background and each object; ``schedule(epoch, used)``: called before every training step with
-    the epochs passed (a float) and the used share of the run, for losses that change; and ``views``: names of
-    other answers, those of its stages beginning with ``stage``, one of which ``predict(batch, support, view=name)``
-    then gives instead.  One that prompts itself may have ``explain(batch)``: the ``Outputs`` of MaskSAM, prompts
-    included.
+    the epochs passed (a float) and the used share of the run, for losses that change; ``begin(stage, augmented)``:
+    called when training begins a stage or goes on with it, and whether images are changed at random; and ``views``:
+    names of other answers, those of its stages beginning with ``stage``, one of which ``predict(batch, support,
+    view=name)`` then gives instead.  One that prompts itself may have ``explain(batch)``: the ``Outputs`` of MaskSAM,
+    prompts included.  One whose ``needs.samples`` is true has ``sample(batch, seeds, count)``: ``(B, K, N, S, S)``
+    float32 logits of ``count`` answers, those of an image drawn from its own seed alone, whatever else is in the batch;
+    its configuration has ``samples``, the draws of a validation.
 
     Where ``needs.exclusive`` is true, logits are relative to background: ``Z_k - Z_0`` of a softmax over the N + 1
     classes.

@@ -33,7 +33,7 @@ def section(found: Sampled) -> Markup:
         found=found,
         columns=COLUMNS,
         groups=sampled.GROUPS,
-        answers=sampled.ANSWERS,
+        scores=list(dict.fromkeys(name for row in found.published for name in row["scores"])),
         plot=Markup(reliability_plot(found)),
     )
     return Markup(page)
@@ -56,6 +56,7 @@ def reliability_plot(found: Sampled) -> str:
         edges = np.linspace(0, 1, len(counts) + 1)
         below.bar(edges[:-1][filled], counts[filled], 0.9 / len(counts), align="edge", color=ACCENT, alpha=0.6)
         below.set_yscale("log")
+        below.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         below.set_ylabel("pixels", color=plots.INK)
         below.set_xlabel(found.probability, color=plots.INK)
         plots.dress(above, "Reliability")

@@ -94,7 +94,6 @@ def evaluate(
     obstacles: Callable[[Collection[str]], Sequence[str]] | None = None,
     illustrate: Illustrate | None = None,
     slice_axis: SliceAxis = "auto",
-    annotators: Sequence[Sequence[int]] = (),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Score predictions against references and write ``summary.json``, ``cases.csv`` and ``report.html`` into ``out``.
@@ -118,7 +117,6 @@ def evaluate(
         noted, and then there is no verdict.
     illustrate: makes more pictures for the report of what was scored; they are also written into ``out``.
     slice_axis: which planes of volumes the pictures show, as in ``DataConfig``.
-    annotators: where one mask holds the answers of several, the values of each, as in ``DataConfig``.
     Overlaps are in [0, 1].  Nothing is written before all cases are scored; each file appears whole or not at all.
     Raises InputError where files do not match, grids differ, or references hold values but none of any class.
     """
@@ -163,9 +161,15 @@ def evaluate(
     root, options = predictions if predictions.is_dir() else predictions.parent, manifest.get("options")
     several, count = None, options.get("samples") if isinstance(options, Mapping) else None
     if isinstance(count, int) and count > 0:
-        answers = sampled.Folder(root, count, objects, annotators)
+        answers = sampled.Folder(root, count, objects)
         several = sampled.score(
-            answers, matched.pairs, level=rules.level, resamples=bootstrap, seed=seed, on_progress=on_progress
+            answers,
+            matched.pairs,
+            level=rules.level,
+            resamples=bootstrap,
+            seed=seed,
+            published=() if recipe is None else recipe.sets,
+            on_progress=on_progress,
         )
         if several is None:
             notes.append("There are samples, but no case has several annotators to compare them with.")

@@ -116,14 +116,18 @@ def read_manifest(predictions: Path) -> dict[str, Any]:
 
 
 def read_reference(case: Case, annotator: int = 0) -> Volume:
-    """The label map ``(D, H, W)`` of one annotator, the first; the files of a stack become its slices."""
+    """The label map ``(D, H, W)`` of one annotator, the first; the files of a stack become its slices.
+
+    The values of the file, or 0 and 1 where the data set has its one object read by ``threshold`` or ``answers``.
+    """
     volumes = [io.read_labels(path) for path in case.labels[annotator]]
     if len(volumes) == 1:
-        return volumes[0]
+        return replace(volumes[0], array=objects.read_as(volumes[0].array, case, annotator))
     shapes = sorted({v.shape[1:] for v in volumes})
     if len(shapes) > 1:
         raise InputError(f"slices of sizes {shapes} in the stack {case.id}", "slices of one size")
-    return Volume(np.concatenate([v.array for v in volumes]), volumes[0].affine, volumes[0].path)
+    array = objects.read_as(np.concatenate([v.array for v in volumes]), case, annotator)
+    return Volume(array, volumes[0].affine, volumes[0].path)
 
 
 def check_grid(prediction: Volume, reference: Volume, case: str) -> None:

@@ -20,13 +20,14 @@ from samsans.errors import InputError
 from samsans.io.samples import map_file
 from samsans.metrics import ambiguity, matching, statistics
 from samsans.metrics.ambiguity import METRICS, Ambiguity, Reliability
+from samsans.recipes import PublishedSets
 from samsans.types import ClassInfo, Progress
 
 ANSWERS = {
     "samples": "the samples",
-    "empty": "nothing drawn, in every sample",
-    "repeated": "the one label map, repeated",
-    "annotators": "annotations of the same image, drawn at random with replacement: the practical upper bound",
+    "empty": "nothing in every sample",
+    "repeated": "the one label map in every sample",
+    "annotators": "annotations of the same image drawn at random with replacement, the practical upper bound",
 }
 GROUPS = {
     "all": "all images",
@@ -36,7 +37,7 @@ GROUPS = {
 }
 LEVELS = {"volume": "an image, or a whole volume, counts once", "slice": "each slice counts once"}
 SHARE, MEAN = "share of the samples that show the object", "mean probability of the samples"
-COLUMNS = (*METRICS, "ece")
+COLUMNS = (*(m for m in METRICS if m != "dmax_pred"), "ece")  # of the tables
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Sampled:
     trivial: the same of the other ``ANSWERS``, by answer and group, without intervals.
     reliability: ``count``, mean ``predicted`` and mean ``observed`` of every bin, of all images.
     left_out: ids of cases with fewer than two annotators.
+    published: rows of the recipe that the run was trained from: ``table``, ``method``, ``scores``, ``note``.
     cases: a row for each image: ``id``, ``patient``, ``slice``, ``presence`` and the fields of ``Ambiguity``.
     """
 
@@ -63,6 +65,7 @@ class Sampled:
     reliability: Mapping[str, Sequence[float | None]]
     left_out: Sequence[str]
     cases: Sequence[Mapping[str, Any]] = field(repr=False)
+    published: Sequence[Mapping[str, Any]] = ()
 
     @property
     def titles(self) -> dict[str, str]:
@@ -76,7 +79,6 @@ class Sampled:
             "hm_iou_rect": "HM-IoU rect",
             "dmax_gt": "Dmax",
             "dmax_global": "Dmax global",
-            "dmax_pred": "Dmax pred",
             "dmean": "Dmean",
             "ece": "ECE",
         }
@@ -92,7 +94,7 @@ class Sampled:
             "annotators of the best sample's Dice; Dmax global (P2SAM-style): the best pair's alone. Dmean: Dice of "
             "all pairs. Two empty masks overlap by 1, one empty mask by 0. ECE: expected calibration error of the "
             f"{self.probability} against the share of annotators, {ambiguity.BINS} bins of equal width, all pixels "
-            "alike, background included."
+            "alike, background included. Rows: " + "; ".join(f"{name}: {what}" for name, what in ANSWERS.items()) + "."
         )
 
     def text(self) -> str:
@@ -108,10 +110,13 @@ class Sampled:
 
         for group, values in self.groups.items():
             lines.append(row(f"{group}: samples", values))
-            lines += [row(f"{group}: {answer}", found[group]) for answer, found in self.trivial.items()]
+            lines += [row(f"  {answer}", found[group]) for answer, found in self.trivial.items()]
         low_high = self.groups["all"]["ci"]["ged"]
         if low_high is not None:
             lines += ["", f"{titles['ged']} of all: 95 % interval {low_high[0]:.3f} to {low_high[1]:.3f}"]
+        for line in self.published:
+            scores = ", ".join(f"{name} {value:.3f}" for name, value in line["scores"].items())
+            lines.append(f"published: {line['method']}: {scores} ({line['table']}) {line['note']}".rstrip())
         return "\n".join(lines)
 
 
@@ -154,21 +159,14 @@ class _Image:
 class Folder:
     """A folder of predictions with ``count`` samples of each case, and how to read what belongs to a case.
 
-    objects: the scored objects, exactly one.  annotators: where one mask holds the answers of several annotators, the
-    values that belong to each.  Raises InputError for several objects.
+    objects: the scored objects.  Raises InputError unless it is exactly one.
     """
 
-    def __init__(
-        self, root: Path, count: int, objects: Sequence[ClassInfo], annotators: Sequence[Sequence[int]] = ()
-    ) -> None:
+    def __init__(self, root: Path, count: int, objects: Sequence[ClassInfo]) -> None:
         if len(objects) != 1:
             raise InputError(f"samples of {len(objects)} objects", "one object", "choose one with data.classes")
-        self.root, self.count, self.object, self.annotators = root, count, objects[0], annotators
+        self.root, self.count, self.object = root, count, objects[0]
         self._soft: bool | None = None
-
-    def several(self, pair: matching.Pair) -> bool:
-        """Whether more than one annotator drew the case."""
-        return len(self.annotators or pair.case.labels) > 1
 
     def use(self, pairs: Sequence[matching.Pair]) -> str:
         """Decide whether mean probabilities are read: where every case has one.  Returns what is used, in words."""
@@ -187,14 +185,10 @@ class Folder:
         for annotator in range(len(pair.case.labels)):
             volume = matching.read_reference(pair.case, annotator)
             matching.check_grid(predicted, volume, pair.case.id)
-            drawn.append(volume.array)
-        if self.annotators:
-            masks = [np.isin(drawn[min(j, len(drawn) - 1)], values) for j, values in enumerate(self.annotators)]
-        else:
-            masks = [np.isin(labels, self.object.values) for labels in drawn]
+            drawn.append(np.isin(volume.array, self.object.values))
         samples = made.array == self.object.label
         probability = self._probability(pair, predicted.shape) if self._soft else samples.mean(axis=0)
-        return Answers(samples, np.stack(masks), predicted.array == self.object.label, probability)
+        return Answers(samples, np.stack(drawn), predicted.array == self.object.label, probability)
 
     def _map(self, pair: matching.Pair) -> Path:
         return self.root / map_file("probabilities", pair.prediction.relative_to(self.root), self.object.name)
@@ -214,6 +208,7 @@ def score(
     level: str = "volume",
     resamples: int = 1000,
     seed: int = 0,
+    published: Sequence[PublishedSets] = (),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Sampled | None:
     """Score the samples of all cases with several annotators; None where there is none.
@@ -221,7 +216,7 @@ def score(
     level: ``volume`` (whole masks) or ``slice`` (each slice of volumes).  resamples: of the 95 % intervals over
     patients.
     """
-    chosen = [pair for pair in pairs if folder.several(pair)]
+    chosen = [pair for pair in pairs if len(pair.case.labels) > 1]
     if not chosen:
         return None
     used = folder.use(chosen)
@@ -250,8 +245,9 @@ def score(
             "predicted": _ratios(pooled.predicted, pooled.count),
             "observed": _ratios(pooled.observed, pooled.count),
         },
-        left_out=[pair.case.id for pair in pairs if not folder.several(pair)],
+        left_out=[pair.case.id for pair in pairs if len(pair.case.labels) < 2],
         cases=[_row(image) for image in images],
+        published=[vars(row) for row in published],
     )
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from samsans import config as configuration
@@ -19,14 +18,14 @@ from samsans.config import PatchConfig, RunConfig
 from samsans.data import protocols
 from samsans.data.cases import Dataset as Cases
 from samsans.data.classes import read_classes, write_classes
-from samsans.data.episodes import BatchSource, EpisodeSource
+from samsans.data.episodes import BatchSource, EpisodeSource, plain_batch
 from samsans.data.patches import MiddlePatches, PatchSource
 from samsans.data.slices import SliceDataset
 from samsans.data.splits import Split, few_slices, make_split
-from samsans.data.transforms import Preprocess, inside
+from samsans.data.transforms import Preprocess
 from samsans.data.volumes import VolumeDataset, plan
 from samsans.errors import InputError
-from samsans.types import Batch, Needs
+from samsans.types import Batch, Needs, Stage
 
 
 class Source(Protocol):
@@ -66,7 +65,7 @@ class Slices(Protocol):
 class TrainingData:
     """All that a run reads: batches to learn from, the slices they are drawn from, held-out slices, object names.
 
-    drawn: names of the training slices where a share of them was drawn, else empty.
+    drawn: names of the training slices where a share of them was drawn, else empty.  notes: for people.
     """
 
     source: Source
@@ -74,6 +73,7 @@ class TrainingData:
     val: Slices
     objects: tuple[str, ...]
     drawn: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class PreparedSlices:
@@ -96,12 +96,8 @@ class PreparedSlices:
         return len(self.slices)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Those slices, normalised, with masks."""
-        items = [self.slices[i] for i in indices]
-        valid = torch.tensor([item.valid for item in items], dtype=torch.int64)
-        images = self.slices.preprocess.normalize(torch.stack([item.image for item in items]), valid)
-        masks = torch.stack([item.masks for item in items]) & inside(valid, images.shape[-1])[:, None]
-        return Batch(images, masks, tuple(item.id for item in items), self.slices.objects, None, valid)
+        """Those slices, normalised, with masks (and all annotations, where the method needs them)."""
+        return plain_batch(self.slices, indices)
 
 
 def choose_split(dataset: Cases, config: RunConfig, run: Path) -> tuple[Split, bool]:
@@ -121,13 +117,16 @@ def read_data(
     """Slices and batches of a split, for a network that sees ``input_size`` pixels a side.
 
     Training slices are drawn where ``split.slice_share`` asks for it, unless the split is ``complete``.  Held-out
-    slices are prepared as in predicting, for which they choose the weights.  Where the method needs volumes, they are
-    those of the split on the grid of ``config.patches``, which must be planned (see ``plan_patches``).
+    slices are prepared as in predicting, for which they choose the weights.  Slices on which no annotator drew anything
+    are left out where the method learns from all of them, unless its ``train_on_empty`` says otherwise.  Where the
+    method needs volumes, they are those of the split on the grid of ``config.patches``, which must be planned (see
+    ``plan_patches``).
     """
     if needs.volumes:
         return _read_volumes(dataset, split, config)
     share, protocol = config.split.slice_share, config.split.protocol
     draw = None if share is None or complete else partial(few_slices, share=share, seed=config.seed)
+    nonempty = needs.annotators and not config.model.train_on_empty
     train = SliceDataset(
         dataset,
         split.train,
@@ -136,9 +135,10 @@ def read_data(
         cache_gb=config.data.cache_gb,
         only=split.slices or None,
         shown=protocol is not None and protocols.load(protocol).shown,
-        foreground=config.split.slices == "foreground",
+        foreground=config.split.slices == "foreground" or nonempty,
         draw=draw,
         exclusive=needs.exclusive,
+        annotators=needs.annotators,
     )
     val = SliceDataset(
         dataset,
@@ -147,6 +147,7 @@ def read_data(
         slice_axis=config.data.slice_axis,
         cache_gb=config.data.cache_gb,
         exclusive=needs.exclusive,
+        annotators=needs.annotators,
     )
     source: Source
     if needs.supports:
@@ -154,7 +155,20 @@ def read_data(
     else:
         source = BatchSource(train, config.train.batch_size, config.augment, config.seed, config.train.foreground)
     drawn = () if draw is None else train.ids
-    return TrainingData(source, PreparedSlices(train), PreparedSlices(val), train.objects, drawn)
+    return TrainingData(source, PreparedSlices(train), PreparedSlices(val), train.objects, drawn, train.notes)
+
+
+def stage_source(source: Source, stage: Stage) -> Source:
+    """What a stage learns from: ``source``, or its first slices alone where ``stage.images`` says how many.
+
+    Raises InputError where batches are not plain slices, or none of those shows an object.
+    """
+    if stage.images is None:
+        return source
+    if not hasattr(source, "first"):
+        raise InputError(f"stage {stage.name!r} of the first {stage.images} slices", "a method that learns from slices")
+    first: Source = source.first(stage.images)
+    return first
 
 
 def _read_volumes(dataset: Cases, split: Split, config: RunConfig) -> TrainingData:

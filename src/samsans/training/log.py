@@ -33,6 +33,14 @@ class CsvLog:
         self._writer.writerow(row)
         self._file.flush()
 
+    def amend(self, row: Mapping[str, object]) -> None:
+        """Add to the last row."""
+        rows = read(self.path)
+        self._file.close()
+        self.columns += [name for name in row if name not in self.columns]
+        rows[-1] |= {name: str(value) for name, value in row.items()}
+        self._rewrite(rows)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

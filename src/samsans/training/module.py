@@ -36,7 +36,7 @@ class StageModule(pl.LightningModule):
         super().__init__()
         self.session = session
         self.method = session.method
-        self.stage = session.stages[session.position.stage]
+        self.stage = session.stage
         trained = {id(p) for group in self.stage.groups for p in group.parameters}
         for parameter in self.method.parameters():
             parameter.requires_grad_(id(parameter) in trained)
@@ -60,7 +60,7 @@ class StageModule(pl.LightningModule):
         set_learning_rate(self.optimizers(use_pl_optimizer=False), lr)  # type: ignore[arg-type]
         self.session.row = {"step": at.step + 1, "stage": self.stage.name, "lr": lr}
         if hasattr(self.method, "schedule"):
-            self.method.schedule(at.step / duration.epoch, duration.share(at))
+            self.method.schedule(duration.epochs(at), duration.share(at))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         seed_step(self.session.config.seed, self.session.position.step, self.global_rank)

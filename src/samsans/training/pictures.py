@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from samsans.types import Batch
 
 
 def draw_loss(log: Path, path: Path) -> None:
-    """Training loss (each step and smoothed) and validation Dice against the step."""
+    """Training loss (each step and smoothed) and what validations measured against the step."""
     rows = read(log)
     if not rows:
         return
@@ -30,9 +31,10 @@ def draw_loss(log: Path, path: Path) -> None:
     if width > 1:
         smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
         axes.plot(steps[width - 1 :], smooth, color="#406eff", label=f"mean of {width} steps")
-    val_steps, val = _column(rows, "val/dice")
-    if len(val):
-        axes.plot(val_steps, val, "o-", color="#ff9f1c", markersize=4, label="validation Dice")
+    for name, label, color in (("dice", "Dice", "#ff9f1c"), ("ged", "energy distance", "#2a9d5c")):
+        val_steps, val = _column(rows, f"val/{name}")
+        if len(val):
+            axes.plot(val_steps, val, "o-", color=color, markersize=4, label=f"validation {label}")
     axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
@@ -61,11 +63,36 @@ def draw_sample(batch: Batch, logits: Tensor, support: Batch | None, path: Path,
     if support is not None and support.masks is not None:
         shown = overlay(to_picture(support.images[0]), to_labels(support.masks[0]))
         panels.append((f"a support: {support.ids[0]}", shown))
-    figure = Figure(figsize=(3.6 * len(panels), 3.9), layout="constrained")
-    for axes, (title, picture) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        axes.imshow(picture)
-        axes.set_title(title, fontsize=9)
-        axes.axis("off")
+    _draw_panels([panels], path)
+
+
+def draw_samples(batch: Batch, logits: Tensor, samples: Tensor, path: Path) -> None:
+    """One image and what each annotator drew on it, above the prediction and a few samples.
+
+    batch: one image with masks.  logits: ``(1, N, S, S)``.  samples: ``(1, K, N, S, S)`` logits.
+    """
+    assert batch.masks is not None
+    drawn = batch.masks if batch.annotations is None or batch.drawn is None else batch.annotations[0, batch.drawn[0]]
+    image = to_picture(batch.images[0])
+    answers = [found(one, batch)[0] for one in (logits, *samples.unbind(1))]
+    truths = [(f"annotator {i}", mask) for i, mask in enumerate(drawn, 1)]
+    names = ("prediction", *(f"sample {i}" for i in range(1, len(answers))))
+    above = [(batch.ids[0], image), *((name, overlay(image, to_labels(mask))) for name, mask in truths)]
+    below = [(name, overlay(image, to_labels(mask))) for name, mask in zip(names, answers, strict=True)]
+    _draw_panels([above, below], path)
+
+
+def _draw_panels(rows: Sequence[Sequence[tuple[str, Any]]], path: Path) -> None:
+    """Titled pictures in rows."""
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(3.6 * columns, 3.9 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, panels in zip(grid, rows, strict=True):
+        for axes in line:
+            axes.axis("off")
+        for axes, (title, picture) in zip(line, panels, strict=False):
+            axes.imshow(picture)
+            axes.set_title(title, fontsize=9)
     _save(figure, path)
 
 

@@ -31,6 +31,7 @@ from samsans.training.data import (
     loader,
     plan_patches,
     read_data,
+    stage_source,
 )
 from samsans.training.errors import TrainingStopped
 from samsans.training.log import CsvLog, read
@@ -42,8 +43,8 @@ from samsans.types import Progress
 FOREVER = 2**31  # steps a run by the clock could take at most
 MAY_CHANGE = (
     *("train.steps", "train.epochs", "train.stop_epoch", "train.minutes", "train.patience"),
-    *("train.validate_every", "train.save_every", "train.save_minutes", "train.pictures_every"),
-    *("train.workers", "train.accelerator", "data.path", "data.cache_gb"),
+    *("train.validate_every", "train.validate_epochs", "train.save_every", "train.save_minutes"),
+    *("train.pictures_every", "train.workers", "train.accelerator", "data.path", "data.cache_gb"),
 )
 
 
@@ -102,6 +103,8 @@ def train(
         method = methods.build(config, objects)
         side = method.backbone.input_size
         data = read_data(dataset, split, config, method.needs, side, complete=complete)
+        for note in data.notes:
+            display.say(note)
         if first_process():
             describe(run, dataset, replace(split, slices=data.drawn) if data.drawn else split)
         if not tuple(method.stages(config)):
@@ -121,11 +124,11 @@ def fit(config: RunConfig, method: Any, data: TrainingData, run: Path, display: 
                 f"{config.method} has nothing to train", "a method that learns", "Predict with it directly"
             )
         shared = 1 if method.needs.volumes else config.train.devices  # patches have no end: an epoch is a count
-        steps_per_epoch = -(-data.source.steps_per_epoch // shared)
-        duration = Duration.of(config.train, stages, steps_per_epoch)
+        sources = tuple(stage_source(data.source, stage) for stage in stages)
+        duration = Duration.of(config.train, stages, [-(-source.steps_per_epoch // shared) for source in sources])
         names = weights.trained_names(method)
         stored = weights.stored_names(method)
-        session = Session(config, method, data, run, stages, duration, display, stored)
+        session = Session(config, method, data, run, stages, sources, duration, display, stored)
         checkpoint = checkpoints.load(run / "resume.ckpt") if resume else None
         if checkpoint is not None:
             session.position, session.optimizer_state = checkpoint.position, checkpoint.optimizer
@@ -170,9 +173,9 @@ def _train_stage(session: Session, signals: StopSignals) -> None:
 
     config, at = session.config.train, session.position
     duration = session.duration
-    end = int(min(duration.ends[at.stage], duration.stop)) if duration.unit == "steps" else FOREVER
+    end = FOREVER if duration.timed else int(duration.stage_end(at))
     if end <= at.step:  # a share too small for a single step
-        at.stage += 1
+        session.next_stage()
         return
     board = TensorBoardLogger(session.run, name="tensorboard", version="", purge_step=at.step + 1)
     trainer = pl.Trainer(
@@ -190,7 +193,8 @@ def _train_stage(session: Session, signals: StopSignals) -> None:
         enable_model_summary=False,
         default_root_dir=session.run,
     )
-    steps = loader(session.data.source, range(at.step, end), trainer.global_rank, trainer.world_size, config.workers)
+    source = session.sources[at.stage]
+    steps = loader(source, range(at.step, end), trainer.global_rank, trainer.world_size, config.workers)
     trainer.fit(StageModule(session), steps)
 
 
@@ -244,6 +248,7 @@ def _conclude(session: Session, trained: tuple[str, ...]) -> None:
             "loss": _last(rows, "loss"),
             "score": _last(rows, "val/dice"),
             "best_score": at.best,
+            "selects": session.stages[at.stage].selects,
             "parameters": count_parameters(session.method, trained),
             "device": torch.cuda.get_device_name() if cuda else session.device,
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if cuda else peak_memory(),

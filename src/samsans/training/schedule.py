@@ -18,9 +18,10 @@ from samsans.types import Stage
 class Position:
     """Where a run stands: what ``resume.ckpt`` holds beside weights and optimiser.
 
-    step, seconds: done so far, over all resumes.  stage: index.  stage_step, stage_seconds: where the stage began.
-    best: best validation score.  stale: validations since then.  empty: all-empty validations in a row.
-    validated: step of the last validation.  wait, work: seconds spent waiting for data and in steps.
+    step, seconds: done so far, over all resumes.  stage: index.  stage_step, stage_seconds, stage_epoch: where the
+    stage began.  best: best validation score of the stage.  stale: validations since then.  empty: all-empty
+    validations in a row.  validated: step of the last validation.  wait, work: seconds spent waiting for data and in
+    steps.
     """
 
     step: int = 0
@@ -28,6 +29,7 @@ class Position:
     stage: int = 0
     stage_step: int = 0
     stage_seconds: float = 0.0
+    stage_epoch: float = 0.0
     best: float | None = None
     stale: int = 0
     empty: int = 0
@@ -38,72 +40,107 @@ class Position:
 
 @dataclass(frozen=True)
 class Duration:
-    """A run's length in ``steps`` or wall-clock ``seconds``; ``ends`` are the cumulative ends of its stages.
+    """A run's length in ``steps``, ``epochs`` or wall-clock ``seconds``; ``ends``: where its stages end, in that unit.
 
-    stop: where the run ends; before ``total`` only with ``train.stop_epoch``: schedules then follow ``total``.
-    epoch: steps that pass once over the training slices.
+    stop: where the run ends; before the last of ``ends`` only with ``train.stop_epoch``: schedules then follow the
+    whole.  epoch: of each stage, the steps that pass once over what it learns from.  shares: used share of the run at
+    the end of each stage.
     """
 
     unit: str
     ends: tuple[float, ...]
     stop: float
-    epoch: int
+    epoch: tuple[int, ...]
+    shares: tuple[float, ...]
 
     @classmethod
-    def of(cls, config: TrainConfig, stages: Sequence[Stage], steps_per_epoch: int) -> Duration:
+    def of(cls, config: TrainConfig, stages: Sequence[Stage], steps_per_epoch: Sequence[int]) -> Duration:
         """The length that ``minutes``, else ``epochs``, else ``steps`` asks for, split by the stages' shares.
+
+        steps_per_epoch: one number a stage; each stage has its share of the epochs, counted in its own steps.
 
         Raises:
             InputError: no step, no stage, or a ``stop_epoch`` that is none of the run's epochs.
         """
+        total: float = config.steps
+        unit = "steps"
         if config.minutes is not None:
             unit, total = "seconds", 60 * config.minutes
-        else:
-            unit = "steps"
-            total = config.steps if config.epochs is None else config.epochs * steps_per_epoch
+        elif config.epochs is not None:
+            unit, total = "epochs", config.epochs
         if total <= 0:
             raise InputError(f"a training of {total} {unit}", "at least one step", "Set train.steps, epochs or minutes")
-        shares = [stage.share for stage in stages]
-        if not shares or min(shares) < 0 or sum(shares) <= 0:
-            raise InputError(f"stages with shares {shares}", "at least one stage and positive shares")
-        ends = [total * sum(shares[: i + 1]) / sum(shares) for i in range(len(shares))]
+        parts = [stage.share for stage in stages]
+        if not parts or min(parts) < 0 or sum(parts) <= 0:
+            raise InputError(f"stages with shares {parts}", "at least one stage and positive shares")
+        shares = tuple(sum(parts[: i + 1]) / sum(parts) for i in range(len(parts)))
+        ends = [total * share for share in shares]
         if unit == "steps":
             ends = [float(round(end)) for end in ends]
-        stop = ends[-1]
         if config.stop_epoch is not None:
-            if config.minutes is not None or config.epochs is None or not 1 <= config.stop_epoch <= config.epochs:
+            if unit != "epochs" or not 1 <= config.stop_epoch <= total:
                 raise InputError(
                     f"train.stop_epoch is {config.stop_epoch}, in a training of {total:g} {unit}",
                     "one of the epochs 1 to train.epochs, and no train.minutes",
                     "Set train.epochs, or train.stop_epoch to null",
                 )
-            stop = float(config.stop_epoch * steps_per_epoch)
-        return cls(unit, tuple(ends), stop, steps_per_epoch)
+            total = config.stop_epoch
+        return cls(unit, tuple(ends), float(total), tuple(steps_per_epoch), shares)
 
     @property
-    def total(self) -> float:
-        """Length of the run in its unit, as schedules see it."""
-        return self.ends[-1]
+    def timed(self) -> bool:
+        """Whether the clock decides."""
+        return self.unit == "seconds"
 
     def done(self, at: Position) -> float:
-        """Steps or seconds done."""
-        return at.step if self.unit == "steps" else at.seconds
+        """Steps, or seconds, done."""
+        return at.seconds if self.timed else at.step
+
+    def epochs(self, at: Position) -> float:
+        """Epochs passed, of every stage its own."""
+        return at.stage_epoch + (at.step - at.stage_step) / self.epoch[at.stage]
+
+    def stage_end(self, at: Position) -> float:
+        """Where the run leaves the present stage, in steps or seconds: at its end, or at the run's."""
+        return self._reached(at, min(self.ends[at.stage], self.stop))
+
+    def end(self, at: Position) -> float:
+        """Where the run ends, in steps or seconds."""
+        if self.unit != "epochs":
+            return self.stop
+        later = zip(self.ends[at.stage :], self.ends[at.stage + 1 :], self.epoch[at.stage + 1 :], strict=False)
+        rest = (round((min(end, self.stop) - min(begin, self.stop)) * steps) for begin, end, steps in later)
+        return self.stage_end(at) + sum(rest)
 
     def finished(self, at: Position) -> bool:
         """Whether the run has reached its end."""
-        return self.done(at) >= self.stop
+        return self.done(at) >= self.end(at)
 
     def share(self, at: Position) -> float:
-        """Used share of the whole run, in [0, 1]."""
-        return min(max(self.done(at) / self.total, 0.0), 1.0)
+        """Used share of the whole run, in [0, 1]: of its epochs, steps or time."""
+        before = self.shares[at.stage - 1] if at.stage else 0.0
+        return before + (self.shares[at.stage] - before) * self.used(at)
 
     def used(self, at: Position, *, whole_epochs: bool = False) -> float:
-        """Used share of the present stage, in [0, 1]; by its ``whole_epochs`` alone where the length is in steps."""
-        start = at.stage_step if self.unit == "steps" else at.stage_seconds
-        length, done = self.ends[at.stage] - start, self.done(at) - start
-        if whole_epochs and self.unit == "steps":
-            done -= done % self.epoch
+        """Used share of the present stage, in [0, 1]; by its ``whole_epochs`` alone unless the clock decides."""
+        start = at.stage_seconds if self.timed else at.stage_step
+        length, done = self._reached(at, self.ends[at.stage]) - start, self.done(at) - start
+        if whole_epochs and not self.timed:
+            done -= done % self.epoch[at.stage]
         return 1.0 if length <= 0 else min(max(done / length, 0.0), 1.0)
+
+    def _reached(self, at: Position, goal: float) -> float:
+        """Where the present stage reaches ``goal``, in steps or seconds."""
+        if self.unit != "epochs":
+            return goal
+        return at.stage_step + round((goal - at.stage_epoch) * self.epoch[at.stage])
+
+    def validates(self, at: Position, config: TrainConfig) -> bool:
+        """Whether a validation is due after the step just made."""
+        every, done = config.validate_every, at.step
+        if config.validate_epochs:
+            every, done = config.validate_epochs * self.epoch[at.stage], at.step - at.stage_step
+        return every > 0 and done > 0 and done % every == 0
 
 
 def require_usable(config: TrainConfig) -> None:
@@ -117,6 +154,7 @@ def require_usable(config: TrainConfig) -> None:
         "nesterov": (not config.nesterov or config.momentum > 0, "false, or a train.momentum above 0"),
         "warmup": (config.warmup >= 0, "0 or more steps"),
         "validate_every": (config.validate_every >= 0, "0 or more steps"),
+        "validate_epochs": (config.validate_epochs >= 0, "0 or more epochs"),
         "pictures_every": (config.pictures_every >= 0, "0 or more steps"),
         "workers": (config.workers >= 0, "0 or more processes"),
         "devices": (config.devices >= 1, "at least 1"),
@@ -158,7 +196,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def build_optimizer(config: TrainConfig, stage: Stage) -> torch.optim.Optimizer:
     """sgd, adam or adamw over a stage's groups; parameters marked ``_no_weight_decay`` are exempt from decay.
 
-    On a GPU, Adam and AdamW run fused (the same update in one kernel).
+    The ``eps`` of a group is of adam and adamw alone.  On a GPU, these run fused (the same update in one kernel).
     """
     groups: list[dict[str, Any]] = []
     for group in stage.groups:
@@ -168,6 +206,8 @@ def build_optimizer(config: TrainConfig, stage: Stage) -> torch.optim.Optimizer:
         for parameters, decay in ((decayed, config.weight_decay), (exempt, 0.0)):
             if parameters:
                 groups.append({"params": parameters, "weight_decay": decay, "lr_scale": group.lr_scale})
+                if group.eps is not None and config.optimizer != "sgd":
+                    groups[-1]["eps"] = group.eps
     if not groups:
         raise InputError(
             f"stage {stage.name!r} trains no parameter", "at least one", "Switch lora or backbone.train on"

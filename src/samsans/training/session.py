@@ -19,7 +19,7 @@ from samsans.display import Display
 from samsans.io.atomic import atomic_path
 from samsans.methods import weights
 from samsans.training import checkpoints
-from samsans.training.data import TrainingData
+from samsans.training.data import Source, TrainingData
 from samsans.training.log import CsvLog
 from samsans.training.schedule import Duration, Position
 from samsans.training.validation import support_indices
@@ -30,7 +30,8 @@ from samsans.types import Batch, Stage
 class Session:
     """One training run at work.
 
-    names: what a weights file of the method holds.  log: ``None`` in helper processes, which write nothing.
+    sources: what each stage learns from.  names: what a weights file of the method holds.
+    log: ``None`` in helper processes, which write nothing.
     optimizer_state: of the checkpoint, until the optimiser takes it.  row: what the present step logs.
     device: where the last stage ran.  stop: why the run is to end now, if it is.
     """
@@ -40,6 +41,7 @@ class Session:
     data: TrainingData
     run: Path
     stages: tuple[Stage, ...]
+    sources: tuple[Source, ...]
     duration: Duration
     display: Display
     names: tuple[str, ...]
@@ -74,10 +76,33 @@ class Session:
         """Whether the run has reached its end."""
         return self.duration.finished(self.position)
 
+    @property
+    def stage(self) -> Stage:
+        """The present stage."""
+        return self.stages[self.position.stage]
+
+    @property
+    def draws(self) -> int:
+        """How many samples of the method are scored; 0 in stages without any."""
+        drawn = self.method.needs.samples and self.stage.selects != "dice"
+        return int(self.config.model.samples) if drawn else 0
+
+    def next_stage(self) -> None:
+        """Go on to the next stage; the method then holds the weights that it begins with."""
+        at = self.position
+        at.stage_epoch = self.duration.epochs(at)
+        chosen = at.best is not None
+        at.stage, at.stage_step, at.stage_seconds = at.stage + 1, at.step, at.seconds
+        at.best, at.stale, at.empty = None, 0, 0
+        if chosen and self.stage.begins == "best":
+            weights.load_weights(self.method, self.run / "model" / "best.safetensors", self.names)
+
     def save(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """Write ``model/last.safetensors`` and ``resume.ckpt``."""
+        """Write ``model/last.safetensors`` (also as ``best``, where the stage keeps its last) and ``resume.ckpt``."""
         if self.writes:
             self.save_weights("last")
+            if self.stage.selects == "last" and len(self.data.val):
+                self.save_weights("best")
             state = weights.trained_state(self.method, self.names)
             saved = checkpoints.Checkpoint(self.position, state, None if optimizer is None else optimizer.state_dict())
             checkpoints.save(self.run / "resume.ckpt", saved)

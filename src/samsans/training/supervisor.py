@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from samsans.data.augment import changes
 from samsans.training import pictures, validation
 from samsans.training.session import Session
 from samsans.training.signals import StopSignals
@@ -19,6 +21,7 @@ from samsans.types import Batch, Progress
 SLOW_DATA = 0.3
 TRUST_WAIT_AFTER = 20  # steps: the first ones also start the worker processes
 EMPTY_IN_A_ROW = 3
+SHOWN = 4  # samples of the sample pictures
 
 
 class Supervisor(pl.Callback):
@@ -35,8 +38,15 @@ class Supervisor(pl.Callback):
         self.method.train()
         self.device = module.device
         self.session.device = str(module.device)
+        session, at = self.session, self.session.position
+        if hasattr(self.method, "begin"):
+            self.method.begin(session.stage, changes(session.config.augment))
+        if at.step > at.stage_step and session.duration.validates(at, session.config.train):
+            self._validate(trainer)  # an interrupted run left it out
+            if session.log is not None and session.row:
+                session.log.amend(session.row)
         self.began = self.mark = time.monotonic()
-        self.former = self.session.position.seconds
+        self.former = at.seconds
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
         now = time.monotonic()
@@ -54,8 +64,8 @@ class Supervisor(pl.Callback):
 
         last, stage_done = session.finished, session.duration.used(at) >= 1
         moves_on = stage_done and at.stage < len(session.stages) - 1
-        if last or (not stop and _due(at.step, config.validate_every)):
-            stop = self._agree(trainer, self._validate(trainer))
+        if last or stage_done or (not stop and session.duration.validates(at, config)):
+            stop = self._agree(trainer, self._validate(trainer)) or stop
         look = session.writes and config.pictures_every > 0 and (last or _due(at.step, config.pictures_every))
         if look:
             self._read_gauges(trainer, batch)
@@ -64,7 +74,8 @@ class Supervisor(pl.Callback):
             self._draw(trainer)
         session.stop = stop
         if moves_on:
-            at.stage, at.stage_step, at.stage_seconds = at.stage + 1, at.step, at.seconds
+            at.best = self._agree(trainer, at.best)  # and all wait for the best weights to be written
+            session.next_stage()
         if stop or last or moves_on or self._save_due():
             session.save(None if moves_on else trainer.optimizers[0])
             self.saved_at = time.monotonic()
@@ -90,17 +101,20 @@ class Supervisor(pl.Callback):
             scores, empty = validation.validate(
                 self.method, session.data.val, bank, session.data.objects, size, self.device
             )
+            if session.draws:
+                scores |= validation.ambiguity(self.method, session.data.val, session.draws, size, self.device)
         at.validated = at.step
-        score = scores.get("val/dice", 0.0)
         session.row |= scores
-        better = at.best is None or score > at.best
+        selects = session.stage.selects
+        score = -scores.get("val/ged", math.inf) if selects == "ged" else scores.get("val/dice", 0.0)
+        better = selects == "last" or at.best is None or score > at.best
         at.best, at.stale = (score, 0) if better else (at.best, at.stale + 1)
         at.empty = at.empty + 1 if empty else 0
         if better:
             session.save_weights("best")
-        parts = ", ".join(f"{name.removeprefix('val/dice/')} {value:.3f}" for name, value in list(scores.items())[1:])
         what = "patches" if self.method.needs.volumes else "slices"
-        session.display.say(f"step {at.step}: Dice {score:.3f} on held-out {what} ({parts}){', best' * better}")
+        told = validation.told(scores)
+        session.display.say(f"step {at.step}: {told} on held-out {what}{', best' * (better and selects != 'last')}")
         if at.empty == EMPTY_IN_A_ROW:
             warnings.warn(
                 f"The last {EMPTY_IN_A_ROW} validations predicted not a single pixel of any object. The method may "
@@ -108,7 +122,8 @@ class Supervisor(pl.Callback):
                 "`samsans check`.",
                 stacklevel=2,
             )
-        return f"no improvement in {at.stale} validations" if 0 < config.train.patience <= at.stale else ""
+        spent = session.stage is session.stages[-1] and 0 < config.train.patience <= at.stale
+        return f"no improvement in {at.stale} validations" if spent else ""
 
     def _read_gauges(self, trainer: pl.Trainer, batch: Batch) -> None:
         """Log the method's gauges, where it has any, and warn where it says so."""
@@ -126,14 +141,13 @@ class Supervisor(pl.Callback):
         session = self.session
         with self._evaluating(trainer):
             logits = self.method.predict(session.sample.to(self.device), self._bank())
+            drawn = self.method.sample(session.sample.to(self.device), [0], SHOWN) if session.draws else None
         folder = session.run / "pictures"
-        pictures.draw_sample(
-            session.sample,
-            logits.cpu(),
-            session.supports,
-            folder / f"samples_{session.position.step:06d}.png",
-            self.method.needs.exclusive,
-        )
+        path = folder / f"samples_{session.position.step:06d}.png"
+        if drawn is not None:
+            pictures.draw_samples(session.sample, logits.cpu(), drawn.cpu(), path)
+        else:
+            pictures.draw_sample(session.sample, logits.cpu(), session.supports, path, self.method.needs.exclusive)
         pictures.draw_loss(session.run / "log.csv", folder / "loss.png")
 
     def _bank(self) -> Any:
@@ -147,7 +161,7 @@ class Supervisor(pl.Callback):
             numbers = {name: value for name, value in session.row.items() if isinstance(value, float)}
             if trainer.logger is not None:
                 trainer.logger.log_metrics(numbers, at.step)
-        done, total = session.duration.done(at), session.duration.stop
+        done, total = session.duration.done(at), session.duration.end(at)
         message = f"loss {session.row['loss']:.4f}"
         session.display.step(Progress(int(min(done, total)), int(total), f"step {at.step}", message))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,17 @@ def dice(logits: Tensor, batch: Batch, exclusive: bool = False) -> Tensor:
     """Dice ``(B, N)`` of what is ``found`` in every slice, float32; NaN where an object is neither there nor predicted.
 
     Padding is left out.  Slices and patches are scored one by one: a guide while training, not the volume Dice of
-    ``evaluate``.
+    ``evaluate``.  Where there are several annotators, the mean over those who drew the object (our decision), NaN where
+    none did.
     """
     assert batch.masks is not None
-    pixels, truth = found(logits, batch, exclusive).flatten(2), batch.masks.flatten(2)
+    pixels = found(logits, batch, exclusive).flatten(2)
+    if batch.annotations is not None:
+        drawn = batch.annotations.flatten(3)
+        sizes = drawn.sum(3)
+        scores = 2 * (pixels[:, None] & drawn).sum(3).float() / (pixels.sum(2)[:, None] + sizes)
+        return scores.where(sizes > 0, torch.nan).nanmean(1)
+    truth = batch.masks.flatten(2)
     return 2 * (pixels & truth).sum(2).float() / (pixels.sum(2) + truth.sum(2))
 
 
@@ -67,3 +74,44 @@ def validate(
     if scores:
         scores = {"val/dice": sum(scores.values()) / len(scores), **scores}
     return scores, not anything
+
+
+def ambiguity(method: Any, slices: Slices, count: int, batch_size: int, device: torch.device) -> dict[str, float]:
+    """How well ``count`` samples agree with the set of annotations: ``val/ged``, ``val/sample_diversity``,
+    ``val/hm_iou``, means over slices and objects (see ``samsans.metrics.ambiguity``); slices that nobody looked at are
+    passed over.
+
+    The draws of a slice follow from its place among the ``slices``: every validation has the same.
+    """
+    from samsans.metrics import ambiguity as metrics
+
+    images = []
+    for start in range(0, len(slices), batch_size):
+        seeds = range(start, min(start + batch_size, len(slices)))
+        batch = slices.batch(seeds)
+        samples = method.sample(batch.to(device), seeds, count).cpu() > 0  # (B, K, N, S, S)
+        if batch.valid is not None:
+            samples &= inside(batch.valid, samples.shape[-1])[:, None, None]
+        for drawn, truth in zip(samples, _annotations(batch), strict=True):
+            if len(truth):
+                images += [metrics.compare(drawn[:, n].numpy(), truth[:, n].numpy()) for n in range(drawn.shape[1])]
+    names = ("ged", "sample_diversity", "hm_iou")
+    return {f"val/{name}": float(np.mean([getattr(i, name) for i in images])) for name in names} if images else {}
+
+
+def _annotations(batch: Batch) -> list[Tensor]:
+    """``(A, N, S, S)`` bool of every image: what its annotators drew; its mask where one alone is known."""
+    assert batch.masks is not None
+    if batch.annotations is None or batch.drawn is None:
+        return list(batch.masks[:, None])
+    return [image[known] for image, known in zip(batch.annotations, batch.drawn, strict=True)]
+
+
+def told(scores: Mapping[str, float]) -> str:
+    """A validation in one line, for people."""
+    parts = [f"{name.removeprefix('val/dice/')} {value:.3f}" for name, value in scores.items() if "/dice/" in name]
+    line = f"Dice {scores.get('val/dice', 0.0):.3f}" + (f" ({', '.join(parts)})" if parts else "")
+    if "val/ged" in scores:
+        ged, diversity, matched = (scores[f"val/{name}"] for name in ("ged", "sample_diversity", "hm_iou"))
+        line = f"GED {ged:.3f}, sample diversity {diversity:.3f}, HM-IoU {matched:.3f}, {line}"
+    return line

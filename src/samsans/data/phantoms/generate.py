@@ -17,6 +17,7 @@ FAMILIES: dict[str, str] = {
     "torso": "samsans.data.phantoms.torso:draw",
     "lesions": "samsans.data.phantoms.lesions:draw",
     "tubes": "samsans.data.phantoms.tubes:draw",
+    "distractors": "samsans.data.phantoms.distractors:draw",
     "video": "samsans.data.phantoms.ultrasound:draw_video",
     "two_objects": "samsans.data.phantoms.two_objects:draw",
 }

@@ -25,7 +25,7 @@ def draw(recipe: Recipe) -> Phantom:
     y, x = axes(size)
     t = np.linspace(0, 1, depth)
 
-    image = _surroundings(recipe, shape)
+    image = surroundings(recipe, shape)
     contrast = np.float32(mix(430, 210))
     path, thick = _winding(rng, depth, rng.uniform(-0.28, 0.28, 2))
     ends = (0.5 - rng.uniform(0.20, 0.30), 0.5 + rng.uniform(0.20, 0.30))
@@ -43,11 +43,11 @@ def draw(recipe: Recipe) -> Phantom:
         if index < others:
             gap = np.hypot(*(other - path).T)
             other_thick = np.clip(np.minimum(other_thick, gap - thick - 0.05), 0, None)  # never touches the tube
-            _paint(image, y, x, other, other_thick, shown, contrast, size)
-    _paint(image, y, x, path, thick, seen, contrast, size)
+            paint(image, y, x, other, other_thick, shown, contrast, size)
+    paint(image, y, x, path, thick, seen, contrast, size)
     image += np.float32(mix(14, 70)) * recipe.noise.standard_normal(shape, dtype=np.float32)
 
-    label = (_distance(y, x, path) < thick[:, None, None]) & inner[:, None, None]
+    label = (distance(y, x, path) < thick[:, None, None]) & inner[:, None, None]
     line = np.column_stack([np.arange(depth), (path + 1) * (size / 2) - 0.5])[inner]
     spacing = (rng.uniform(4.0, 6.0), *(2 * [rng.uniform(230, 280) / size]))
     return Phantom(
@@ -68,13 +68,13 @@ def _winding(rng: Generator, depth: int, middle: np.ndarray) -> tuple[np.ndarray
     return np.clip(middle + 0.09 * walk, -0.62, 0.62), np.clip(thick, 0.06, 0.13)
 
 
-def _distance(y: np.ndarray, x: np.ndarray, path: np.ndarray) -> np.ndarray:
+def distance(y: np.ndarray, x: np.ndarray, path: np.ndarray) -> np.ndarray:
     """In-plane distance ``(D, H, W)`` to the centre of a tube."""
     centre = path.astype(np.float32)[:, :, None, None]
     return np.hypot(y - centre[:, 0], x - centre[:, 1])
 
 
-def _paint(
+def paint(
     image: np.ndarray,
     y: np.ndarray,
     x: np.ndarray,
@@ -86,7 +86,7 @@ def _paint(
 ) -> None:
     """Add to ``image``, in place, a bright lumen inside a thin dark wall, in the slices ``shown`` (bool per slice)."""
     chosen = shown & (thick > 0.02)
-    inside = thick[chosen].astype(np.float32)[:, None, None] - _distance(y, x, path[chosen])
+    inside = thick[chosen].astype(np.float32)[:, None, None] - distance(y, x, path[chosen])
     wall = np.exp(-((inside / np.float32(0.022)) ** 2))
     lumen = step(inside, 4.0 / size)
     image[chosen] += lumen * contrast * (np.float32(0.8) + 2 * np.clip(inside, 0, 0.1)) - wall * contrast * np.float32(
@@ -94,7 +94,7 @@ def _paint(
     )
 
 
-def _surroundings(recipe: Recipe, shape: tuple[int, int, int]) -> np.ndarray:
+def surroundings(recipe: Recipe, shape: tuple[int, int, int]) -> np.ndarray:
     """Trunk with fat, muscle and mottled soft tissue, and a coil that shines from one side: ``(D, H, W)`` float32."""
     rng, size = recipe.shape, recipe.size
     y, x = axes(size)

@@ -113,6 +113,7 @@ def check(config: P2SamConfig, lr: float) -> None:
 
 _TRAIN: dict[str, Any] = {
     "epochs": 200,
+    "validate_epochs": 10,
     "batch_size": 10,
     "foreground": 0.0,
     "optimizer": "adam",
@@ -135,7 +136,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "backbone": SLICES["backbone"] | {"input_size": 128, "statistics": "unit"},
         "augment": {},
         "train": SLICES["train"]
-        | {"optimizer": "adam", "weight_decay": 0.0, "foreground": 0.0, "schedule": "constant"},
+        | {"optimizer": "adam", "weight_decay": 0.0, "foreground": 0.0, "schedule": "constant", "validate_epochs": 10},
         "model": {"stage2_lr": 1e-4},
     },
 }

@@ -65,7 +65,7 @@ class Generator(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.trunc_normal_(layer.bias, std=0.001, a=-0.002, b=0.002)
+                nn.init.trunc_normal_(layer.bias, std=0.001, a=-0.002, b=0.002)  # type: ignore[arg-type]
         nn.init.normal_(self.head.bias)
         if head_bias == "constant":
             nn.init.constant_(self.head.bias[latent:], log_sigma)

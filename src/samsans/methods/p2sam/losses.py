@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -54,7 +56,7 @@ def focal(bce: Tensor, target: Tensor) -> Tensor:
     return alpha * (-torch.expm1(-bce)) ** GAMMA * bce
 
 
-def norms(parameters: list[Tensor]) -> Tensor:
+def norms(parameters: Sequence[Tensor]) -> Tensor:
     """Sum of the Euclidean norms of tensors, times the released code's weight."""
     return NORMS * torch.stack([p.norm() for p in parameters]).sum()
 

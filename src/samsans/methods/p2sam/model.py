@@ -191,7 +191,7 @@ class P2Sam(nn.Module):
             total = total + config.kl * terms["kl"]
         return {"loss": total, **terms}
 
-    def _normed(self) -> list[Tensor]:
+    def _normed(self) -> Sequence[Tensor]:
         """What the released code's small penalty is on: all that stage 2 trains but the last layer of the fusion."""
         assert self.prompter is not None
         parameters = list(self.prompter.generator.parameters())

@@ -31,6 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "split": {"test": 0.2, "val": 0.2},
         "train": {
             "epochs": 200,
+            "validate_epochs": 10,
             "batch_size": 32,
             "foreground": 0.0,
             "optimizer": "adam",

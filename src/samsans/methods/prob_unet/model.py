@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from samsans.errors import InputError
 from samsans.methods.classes import true_masks
+from samsans.methods.p2sam.generator import Gaussian, seeded_noise
+from samsans.methods.p2sam.losses import choose
 from samsans.methods.prob_unet.config import ProbUNetConfig
-from samsans.methods.prob_unet.networks import Combine, Gaussian, UNet, initialise
+from samsans.methods.prob_unet.networks import Combine, Encoder, UNet, initialise
 from samsans.ops.timing import Timer
 from samsans.types import Batch, Needs, ParamGroup, Stage
 
@@ -40,13 +42,13 @@ class Output:
     """What a training step computes of ``B`` images.
 
     logits: ``(B, 1, S, S)`` of a draw from the posterior.  target: ``(B, 1, S, S)`` bool, the annotation that the
-    posterior saw.  posterior, prior: mean and logarithm of the standard deviation, ``(B, latent)`` float32 each.
+    posterior saw.  posterior, prior: of ``(B, latent)``.
     """
 
     logits: Tensor
     target: Tensor
-    posterior: tuple[Tensor, Tensor]
-    prior: tuple[Tensor, Tensor]
+    posterior: Gaussian
+    prior: Gaussian
 
 
 class ProbUNet(nn.Module):
@@ -63,34 +65,34 @@ class ProbUNet(nn.Module):
         self.config, self.backbone, self.timer = config, backbone, Timer()
         widths, latent = config.widths, config.latent
         self.unet = UNet(CHANNELS, widths)
-        self.prior = Gaussian(CHANNELS, widths, latent)
-        self.posterior = Gaussian(CHANNELS + 1, widths, latent)
+        self.prior = Encoder(CHANNELS, widths, latent)
+        self.posterior = Encoder(CHANNELS + 1, widths, latent)
         self.combine = Combine(widths[0], latent)
         initialise(self)
 
     def forward(self, batch: Batch) -> Output:
         """The logits of one draw from the posterior of one annotation an image, with both distributions."""
-        target = one_annotation(batch, self.config.train_on_empty)
+        every = true_masks(batch) if batch.annotations is None else batch.annotations[:, :, 0]
+        target = choose(every, batch.drawn, self.config.train_on_empty)[:, None]
         posterior = self.posterior(torch.cat([batch.images, target.to(batch.images.dtype)], 1))
-        mean, log_sigma = posterior
-        draw = mean + log_sigma.exp() * torch.randn_like(mean)
-        logits = self.combine(self.unet(batch.images), draw[:, None])
+        draw = posterior.draw(torch.randn_like(posterior.mean)[:, None])
+        logits = self.combine(self.unet(batch.images), draw)
         return Output(logits, target, posterior, self.prior(batch.images))
 
     def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
         """``bce + beta * kl`` (equation 4): binary cross-entropy summed over pixels, both means over the batch."""
         logits, target = output.logits.float(), output.target.float()
         bce = F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)
-        kl = divergence(output.posterior, output.prior).mean()
+        kl = output.posterior.divergence(output.prior).mean()
         return {"loss": bce + self.config.beta * kl, "bce": bce, "kl": kl}
 
     @torch.no_grad()
     def predict(self, batch: Batch, support: Any = None) -> Tensor:
         """``(B, 1, S, S)`` float32 logits of the mean of the prior."""
         with self.timer("encode"):
-            features, (mean, _) = self.unet(batch.images), self.prior(batch.images)
+            features, prior = self.unet(batch.images), self.prior(batch.images)
         with self.timer("decode"):
-            return self.combine(features, mean[:, None]).float()
+            return self.combine(features, prior.mean[:, None]).float()
 
     @torch.no_grad()
     def sample(self, batch: Batch, seeds: Sequence[int], count: int) -> Tensor:
@@ -99,10 +101,9 @@ class ProbUNet(nn.Module):
         seeds: one an image; its draws depend on nothing else, and the first ones are the same for any ``count``.
         """
         with self.timer("encode"):
-            features, (mean, log_sigma) = self.unet(batch.images), self.prior(batch.images)
+            features, prior = self.unet(batch.images), self.prior(batch.images)
         with self.timer("prompt"):
-            noise = standard_normal(seeds, count, self.config.latent).to(mean.device)
-            draws = mean[:, None] + log_sigma.exp()[:, None] * noise
+            draws = prior.draw(seeded_noise(seeds, count, self.config.latent).to(features.device))
         with self.timer("decode"):
             step = max(1, MOST_VALUES // features.numel())
             parts = [self.combine(features, part).float() for part in draws.split(step, 1)]
@@ -115,41 +116,6 @@ class ProbUNet(nn.Module):
     def finish(self) -> None:
         """The weights are final: drop the posterior, which only training needs."""
         del self.posterior
-
-
-def one_annotation(batch: Batch, empty: bool) -> Tensor:
-    """``(B, 1, S, S)`` bool: of every image one annotation, all equally likely.
-
-    empty: empty ones too; else only where an image has no other.  Without several annotators it is ``batch.masks``.
-    """
-    if batch.annotations is None or batch.drawn is None:
-        return true_masks(batch)
-    wanted = batch.drawn
-    if not empty:
-        something = wanted & batch.annotations.flatten(2).any(2)
-        wanted = torch.where(something.any(1, keepdim=True), something, wanted)
-    index = torch.multinomial(wanted.float(), 1)[:, 0]
-    return batch.annotations[torch.arange(len(index), device=index.device), index]
-
-
-def divergence(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
-    """``(B,)``: KL divergence of the first diagonal Gaussian from the second, each mean and log standard deviation."""
-    (mean, log_sigma), (other_mean, other_log_sigma) = first, second
-    spread = (2 * (log_sigma - other_log_sigma)).exp()
-    shift = ((mean - other_mean) / other_log_sigma.exp()).square()
-    return (other_log_sigma - log_sigma + (spread + shift - 1) / 2).sum(1)
-
-
-def standard_normal(seeds: Sequence[int], count: int, width: int) -> Tensor:
-    """``(len(seeds), count, width)`` float32 on the CPU, each row of draws from a generator of its own.
-
-    Drawn one after the other, since torch fills larger tensors in an order that depends on their size.
-    """
-    rows = []
-    for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        rows.append(torch.stack([torch.randn(width, generator=generator) for _ in range(count)]))
-    return torch.stack(rows)
 
 
 def build(config: RunConfig, objects: tuple[str, ...]) -> ProbUNet:

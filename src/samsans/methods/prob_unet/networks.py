@@ -1,4 +1,4 @@
-"""The networks of the Probabilistic U-Net: a U-Net, Gaussians, and the 1x1 layers that join a draw to features.
+"""The networks of the Probabilistic U-Net: a U-Net, encoders of Gaussians, and the 1x1 layers that join draw and image.
 
 Plain convolutions and ReLU, without normalisation or dropout; weights as He et al. draw them, biases 0 (our decision).
 """
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from samsans.methods.p2sam.generator import Gaussian
 
 CONVOLUTIONS = 3  # in every block
 
@@ -46,22 +48,19 @@ class UNet(nn.Module):
         return x
 
 
-class Gaussian(nn.Module):
-    """An encoder whose mean features become a diagonal Gaussian: ``(B, channels, S, S)`` to ``(B, latent)`` twice.
-
-    The values are the mean and the logarithm of the standard deviation, in float32.
-    """
+class Encoder(nn.Module):
+    """Blocks whose mean features become a diagonal Gaussian of ``(B, latent)``, of images ``(B, channels, S, S)``."""
 
     def __init__(self, channels: int, widths: Sequence[int], latent: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(block(a, b) for a, b in zip((channels, *widths[:-1]), widths, strict=True))
         self.head = nn.Linear(widths[-1], 2 * latent)  # a 1x1 convolution of one pixel
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Gaussian:
         for i, layer in enumerate(self.blocks):
             x = layer(halved(x) if i else x)
         mean, log_sigma = self.head(x.mean((2, 3))).float().chunk(2, 1)
-        return mean, log_sigma
+        return Gaussian(mean, log_sigma)
 
 
 class Combine(nn.Module):
