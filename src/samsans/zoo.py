@@ -289,8 +289,8 @@ METHODS: dict[str, MethodEntry] = {
             arxiv="2304.02643",
             module="samsans.methods.prompted",
             config="samsans.methods.prompted.config:PromptedConfig",
-            presets=("paper", "box", "point", "everything", "medsam"),
-            summary="Baseline: SAM prompted with boxes or points drawn from the true mask, or with a grid of points",
+            presets=("paper", "box", "point", "everything", "medsam", "given_point", "given_box"),
+            summary="Baseline: SAM prompted from the true mask, with points as given, or with a grid of points",
         ),
     )
 }
