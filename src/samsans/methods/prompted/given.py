@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,8 +29,6 @@ class GivenPrompts(nn.Module):
     """
 
     needs = Needs(points=True)
-    distills = False
-    unprompted = False
 
     def __init__(self, backbone: Sam, config: PromptedConfig) -> None:
         super().__init__()
@@ -49,16 +46,6 @@ class GivenPrompts(nn.Module):
         """Raises InputError: a prompted baseline has no loss."""
         raise InputError("a prompted baseline has nothing to train", "train.steps 0", "Run `samsans predict` with it")
 
-    def distil(self, logits: np.ndarray | None, points: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The points of a volume's slices as they are; ``logits`` has no meaning here."""
-        return [np.asarray(own, np.float64).reshape(-1, 3) for own in points]
-
-    @torch.no_grad()
-    def embed(self, batch: Batch) -> Tensor:
-        """``(B, C, g, g)`` features of the images."""
-        with self.timer("encode"):
-            return self.backbone.encode(batch.images).features
-
     @torch.no_grad()
     def predict(self, batch: Batch, support: Any = None) -> Tensor:
         """``(B, 1, S, S)`` float32 logits; ``ABSENT`` everywhere in images without a point inside the object.
@@ -67,7 +54,10 @@ class GivenPrompts(nn.Module):
         """
         if batch.points is None:
             raise InputError(f"no points for {', '.join(batch.ids[:3])}", "points of every image (none is fine)")
-        return self.decode(self.embed(batch), batch.points)
+        with self.timer("encode"):
+            features = self.backbone.encode(batch.images).features
+        with self.timer("decode"):
+            return self.decode(features, batch.points)
 
     @torch.no_grad()
     def decode(self, features: Tensor, points: Sequence[Tensor]) -> Tensor:
@@ -81,21 +71,17 @@ class GivenPrompts(nn.Module):
         for i, own in enumerate(points):
             if (own[:, 2] == 1).any():
                 buckets.setdefault(1 if self.config.prompt == "box" else len(own), []).append(i)
-        with self.timer("decode"):
-            for _, images in sorted(buckets.items()):
-                index = torch.tensor(images, device=features.device)
-                if self.config.prompt == "box":
-                    boxes = torch.stack([box_around(points[i], side) for i in images])
-                    prompt = self.backbone.embed_prompts(index, boxes=boxes)
-                else:
-                    given = torch.stack([points[i] for i in images])
-                    prompt = self.backbone.embed_prompts(
-                        index, points=given[..., :2], point_labels=given[..., 2].long()
-                    )
-                masks = self.backbone.decode(Embedding(features), prompt, multimask=self.config.multimask)
-                best = masks.logits[torch.arange(len(images), device=index.device), masks.iou.argmax(1)].float()
-                shown = F.interpolate(best[:, None], (side, side), mode="bilinear", align_corners=False)
-                logits[index] = shown
+        for _, images in sorted(buckets.items()):
+            index = torch.tensor(images, device=features.device)
+            if self.config.prompt == "box":
+                boxes = torch.stack([box_around(points[i], side) for i in images])
+                prompt = self.backbone.embed_prompts(index, boxes=boxes)
+            else:
+                given = torch.stack([points[i] for i in images])
+                prompt = self.backbone.embed_prompts(index, points=given[..., :2], point_labels=given[..., 2].long())
+            masks = self.backbone.decode(Embedding(features), prompt, multimask=self.config.multimask)
+            best = masks.logits[torch.arange(len(images), device=index.device), masks.iou.argmax(1)].float()
+            logits[index] = F.interpolate(best[:, None], (side, side), mode="bilinear", align_corners=False)
         return logits
 
 
