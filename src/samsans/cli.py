@@ -310,7 +310,7 @@ def _evaluate(argv: list[str]) -> int:
     parser.add_argument("predictions", type=str, metavar="OUT", help="folder of label maps that predict wrote")
     parser.add_argument("reference", type=str, metavar="REFERENCE", help="folder of masks, or a data set")
     parser.add_argument("-o", "--out", type=str, required=True, metavar="REPORT", help="report folder")
-    parser.add_argument("--convention", default="default", help="default, nnunet, transunet or per_slice")
+    parser.add_argument("--convention", default="default", help="default, nnunet, transunet, per_slice or spd")
     parser.add_argument("--images", type=str, help="images for the pictures, beside a plain folder of masks")
     parser.add_argument("--tolerance", type=float, default=2.0, help="of the surface Dice, in mm")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals")
