@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from samsans.errors import InputError
 from samsans.methods.from_scratch import SLICES
+
+LOW_TAU = 0.25  # below it the background that the focal loss leaves at 0.1 to 0.2 passes as well
 
 
 @dataclass
@@ -16,12 +20,14 @@ class SpdConfig:
     context (with ``psc`` 0 and above).
 
     Args:
-        distill: Which points SAM sees: none (all, as given; no prior, one stage), local (those of the slice that the
+        distill: Which points SAM sees: none (as given; no prior, one stage), local (those of the slice that the
             prior of the slice lets through) or context (also those of neighbouring slices).
         tau: Saliency above which a point counts, in (0, 1).
         neighbours: n, slices on either side whose points are candidates.
-        rejected_as_negative: Points that are turned down become background points instead of being dropped.
-        cap: Most points a slice, by farthest points from the most salient one; null: all.
+        rejected_as_negative: A slice's own points that are turned down become background points instead of being
+            dropped.
+        cap: Most points a slice, by farthest points from the most salient one (the first, with distill none);
+            null: all.
         empty: What a slice without points gets: empty (no mask), no_prompt (SAM's default prompt), saliency_peak (the
             most salient pixel, if above 0.9) or raw (its points as given).
         dice: Weight of the Dice loss in both stages.
@@ -54,6 +60,29 @@ class SpdConfig:
     stage2_from: Literal["best", "last"] = "best"
 
 
+def check(config: SpdConfig) -> None:
+    """Raise ``InputError`` for an option that cannot be used."""
+    rules = {
+        "tau": (config.tau, 0 < config.tau < 1, "above 0 and below 1"),
+        "neighbours": (config.neighbours, config.neighbours >= 0, "0 or more"),
+        "cap": (config.cap, config.cap is None or config.cap >= 1, "1 or more, or null"),
+        "head": (config.head, len(config.head) == 2 and min(config.head) >= 1, "two numbers, 1 or more"),
+        "head_bias": (config.head_bias, math.isfinite(config.head_bias), "a number"),
+        "stage2_share": (config.stage2_share, 0 < config.stage2_share < 1, "above 0 and below 1"),
+    }
+    for name in ("dice", "focal", "psc"):
+        rules[name] = (getattr(config, name), 0 <= getattr(config, name) < math.inf, "0 or more")
+    for name, (found, fine, expected) in rules.items():
+        if not fine:
+            raise InputError(f"model.{name} is {found}", expected)
+    if config.distill == "none" and config.empty == "saliency_peak":
+        raise InputError(
+            "model.empty saliency_peak with model.distill none, which has no saliency",
+            "distill local or context",
+            "Set model.empty empty",
+        )
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "backbone": {"name": "sam-vit-b", "input_size": 512, "statistics": "symmetric"},
@@ -69,6 +98,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "lr": 1e-4,
             "weight_decay": 1e-5,
             "schedule": "plateau",
+            "validate_epochs": 1,
             "warmup": 0,
             "clip": 1.0,
         },
