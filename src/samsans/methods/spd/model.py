@@ -50,7 +50,7 @@ class Spd(nn.Module):
     In its first stage it answers with the saliency; ``prompted`` tells.  With ``config.distill`` none there is no head
     and no first stage.
 
-    Stage II trains SAM's mask decoder, 4,058,340 parameters at ViT-B.  Of these the IoU head (133,897) and the
+    Stage II trains SAM's mask decoder, 4,058,340 parameters at ViT-B.  Of these the IoU head (132,612) and the
     hypernetworks of the three masks that are not asked for (419,424) never have a gradient; they are left out of the
     optimiser, where a distributed run would wait for them.
 
