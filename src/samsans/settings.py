@@ -24,8 +24,9 @@ class DataConfig:
         annotators: Annotators that one mask holds, each with the values that belong to its answer, e.g. ``{core: [1],
             whole: [1, 2, 4]}``: nested readings of one file (P2SAM on BraTS); objects are then one, called object.
         points: Template of each image's point prompts relative to ``path``, e.g. ``points/{stem}.mrk.json``: 3D Slicer
-            markups, .fcsv, .csv, or a mask of scribbles; null finds them in a folder ``points`` or beside the images.
-        threshold: Mask pixels above this value are the object (1), all others none: masks kept as JPEG.
+            markups, .fcsv, .csv, or a mask of scribbles; several people's by ``*``, one of them by ``#2`` at the end;
+            null finds them in a folder ``points`` (``points_ann``, ...) or beside the images.
+        threshold: Mask pixels above this value are the object (1), all others none: masks kept as JPEG, soft masks.
         spacing: Voxel size (z, y, x) in mm of files that state none.
         window: Intensities [low, high] shown to the model; null: 8-bit images as they are, others by percentiles 1-99.
         levels: What a null window goes by: volume (as above), slice (each slice from its smallest to its largest
@@ -44,7 +45,7 @@ class DataConfig:
     classes: dict[str, list[int]] | None = None
     annotators: dict[str, list[int]] | None = None
     points: str | None = None
-    threshold: int | None = None
+    threshold: float | None = None
     spacing: list[float] | None = None
     window: list[float] | None = None
     levels: Literal["volume", "slice", "positive"] = "volume"
@@ -169,8 +170,9 @@ class AugmentConfig:
         scale: Largest relative change of size.
         shift: Largest shift, share of the side.
         intensity: Largest relative change of brightness and contrast.
-        policy: affine (the five above; in the planes of 3D patches), or the published recipe of hsam, samed, autosam or
-            spd, or for patches nnunet (nnU-Net's list of spatial and intensity changes), which ignore them.
+        policy: affine (the five above; in the planes of 3D patches), spd (flip, then half of the time a rotation; the
+            rest is ignored), or the published recipe of hsam, samed or autosam, or for patches nnunet (nnU-Net's list
+            of spatial and intensity changes), which ignore them.
         elastic_labels: hsam: nearest, or truncated (bilinear, then cut to whole numbers, as the released code does).
     """
 

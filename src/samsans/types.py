@@ -69,6 +69,20 @@ class ClassInfo:
 
 
 @dataclass(frozen=True)
+class PointFiles:
+    """Where one person's points of a case are.
+
+    paths: one file, or several of a stack's slices.  slices: the slice of each of these; empty: of the whole image.
+    person: who, ``""`` where nobody is named.  member: whose, in a file that holds several people's (from 0).
+    """
+
+    paths: tuple[Path, ...]
+    slices: tuple[int, ...] = ()
+    person: str = ""
+    member: int = 0
+
+
+@dataclass(frozen=True)
 class Case:
     """One image to segment or learn from: paths only, nothing is read.
 
@@ -77,6 +91,8 @@ class Case:
     labels: one entry per annotator, each with as many files as slices (one, unless ``stacked``); empty if unlabelled.
     threshold: file values above it are the object, 1, all others 0 (``data.threshold``).  answers: for each annotator
         the file values that are its object, 1, all others 0, where one file holds several (``data.annotators``).
+    points: files of point prompts, one entry a person; empty where there are none.
+    positions: where the slices of a stack lie, in any unit; empty where that is not known, or evenly.
     """
 
     id: str
@@ -84,8 +100,10 @@ class Case:
     images: tuple[Path, ...]
     labels: tuple[tuple[Path, ...], ...] = ()
     stacked: bool = False
-    threshold: int | None = None
+    threshold: float | None = None
     answers: tuple[tuple[int, ...], ...] = ()
+    points: tuple[PointFiles, ...] = ()
+    positions: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

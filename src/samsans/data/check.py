@@ -18,6 +18,7 @@ from samsans.config import DataConfig
 from samsans.data.agreement import Agreement, Joint, agree, joint_counts
 from samsans.data.cases import UNLABELLED, Dataset, evenly, find_cases, grid_shift, require_same_grid
 from samsans.data.classes import infer_classes, value_counts
+from samsans.data.point_counts import Placed, PointCount, place, tally, troubles
 from samsans.errors import InputError
 from samsans.types import Case, ClassInfo, Progress, Volume
 
@@ -56,7 +57,8 @@ class CheckReport:
     """What was understood of a data set and what is wrong with it.
 
     sizes, spacings: how many cases have which size (slices x rows x columns) and voxel size (z x y x).
-    agreement: of several annotators; None where no case has several.
+    agreement: of several annotators; None where no case has several.  points: prompts of each person, on and off the
+    target.
     """
 
     path: str
@@ -70,6 +72,7 @@ class CheckReport:
     notes: tuple[str, ...]
     problems: tuple[Problem, ...]
     agreement: Agreement | None = None
+    points: tuple[PointCount, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -94,6 +97,7 @@ class CheckReport:
             where = f"in {c.cases} of {self.labelled} cases{first}"
             lines.append(f"object {c.name} (value {values}): {where}, {c.share:.2%} of the pixels")
         lines += self.agreement.lines() if self.agreement is not None else []
+        lines += [count.text() for count in self.points]
         lines += [f"({note})" for note in self.notes]
         for severity in SEVERITIES:
             kinds = dict.fromkeys(p.kind for p in self.problems if p.severity == severity)
@@ -122,6 +126,7 @@ class _Facts:
     digest: str = ""
     pixels: dict[int, int] | None = None
     joints: tuple[Joint, ...] = ()
+    points: tuple[Placed, ...] = ()
     problems: tuple[Problem, ...] = ()
 
 
@@ -152,6 +157,7 @@ def check(config: DataConfig, *, on_progress: Callable[[Progress], None] | None 
         *_masks(drawn, classes),
         *_duplicates(facts),
         *_ranges(facts, config),
+        *(Problem(*told) for f in facts for told in troubles(f.points)),
     ]
     problems.sort(key=lambda p: SEVERITIES.index(p.severity))
     sizes = Counter(_size(f.shape) for f in facts if f.shape)
@@ -168,6 +174,7 @@ def check(config: DataConfig, *, on_progress: Callable[[Progress], None] | None 
         notes=tuple(notes),
         problems=tuple(problems),
         agreement=agree((len(c.labels) for c in dataset.cases), [f.joints for f in facts if f.joints], classes),
+        points=tally((p for f in facts for p in f.points), classes),
     )
 
 
@@ -206,6 +213,7 @@ def _look(dataset: Dataset, case: Case, config: DataConfig) -> _Facts:
             facts = replace(facts, pixels=value_counts(labels.array))
     if len(drawn) == len(case.labels) and len({array.shape for array in drawn}) == 1:
         facts = replace(facts, joints=joint_counts(drawn))
+    facts = replace(facts, points=place(dataset, case, image, drawn[0] if facts.pixels is not None else None))
     return replace(facts, problems=tuple(problems))
 
 

@@ -15,6 +15,7 @@ from samsans.io.files import (
     stem,
 )
 from samsans.io.orientation import Orientation
+from samsans.io.points import read_points, write_points
 from samsans.io.read import content_hash, read_image, read_labels
 from samsans.io.samples import read_samples, write_samples
 from samsans.io.write import write_image, write_labels
@@ -32,6 +33,7 @@ __all__ = [
     "output_suffix",
     "read_image",
     "read_labels",
+    "read_points",
     "read_samples",
     "stem",
     "suffix",
@@ -39,6 +41,7 @@ __all__ = [
     "write_image",
     "write_json",
     "write_labels",
+    "write_points",
     "write_samples",
     "write_text",
 ]
