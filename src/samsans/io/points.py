@@ -23,7 +23,6 @@ from samsans.errors import InputError
 from samsans.io.atomic import suffix, write_json, write_text
 from samsans.io.files import KNOWN_SUFFIXES, reading
 from samsans.io.geometry import LPS_TO_RAS, affine_of_spacing
-from samsans.io.scribbles import read_scribbles
 from samsans.types import Points, Volume
 
 MARKUPS, FCSV, TABLE = (".mrk.json", ".json"), ".fcsv", ".csv"
@@ -61,6 +60,8 @@ def read_points(path: str | Path, volume: Volume, member: int = 0) -> tuple[Poin
         raise InputError(f"there is no file of points at {path}", "a file", "Check data.points")
     ending = point_suffix(path)
     if not ending and suffix(path) in KNOWN_SUFFIXES:
+        from samsans.io.scribbles import read_scribbles  # SciPy takes a moment
+
         return read_scribbles(path, volume, member), ()
     if not ending:
         raise InputError(
