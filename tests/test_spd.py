@@ -24,7 +24,7 @@ from samsans.methods.spd import losses
 from samsans.methods.spd.config import SpdConfig
 from samsans.methods.spd.model import ABSENT, DECODER, SALIENCY, TUNING, Spd
 from samsans.methods.weights import load_weights, save_weights
-from samsans.types import Batch, Embedding, Stage
+from samsans.types import Batch, Embedding, Masks, Prompt, Stage
 from slice_methods import make as make_method
 from slice_methods import toy
 
@@ -204,9 +204,15 @@ def test_learns(preset: str) -> None:
 
 
 def test_a_pair_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    method, seen = make(stage=DECODER), []
+    method = make(stage=DECODER)
+    seen: list[int] = []
     encode = method.backbone.encode
-    monkeypatch.setattr(method.backbone, "encode", lambda images: (seen.append(len(images)), encode(images))[1])
+
+    def counted(images: Tensor) -> Embedding:
+        seen.append(len(images))
+        return encode(images)
+
+    monkeypatch.setattr(method.backbone, "encode", counted)
     method(batch_of(TWO, HERE, HERE, following=[1, 2, -1]))
     assert seen == [3]
 
@@ -230,9 +236,14 @@ def test_images_of_equally_many_points_are_decoded_together_as_alone(monkeypatch
     method = make(stage=DECODER).eval()
     points = (TWO, HERE, NONE, TWO + 3, HERE + torch.tensor([5.0, 1, 0]))
     batch = batch_of(*points)
-    calls = []
+    calls: list[int] = []
     decode = method.backbone.decode
-    monkeypatch.setattr(method.backbone, "decode", lambda e, p: (calls.append(len(p.sparse)), decode(e, p))[1])
+
+    def counted(embedding: Embedding, prompt: Prompt) -> Masks:
+        calls.append(len(prompt.sparse))
+        return decode(embedding, prompt)
+
+    monkeypatch.setattr(method.backbone, "decode", counted)
     together = method.predict(batch)
     assert calls == [2, 2]
     for i, own in enumerate(points):
@@ -330,7 +341,7 @@ def test_pairs_without_any_object(skip: bool, some: bool) -> None:
     batch = batch_of(TWO, HERE, following=[1, -1])
     assert batch.masks is not None
     nothing = dataclasses.replace(batch, masks=torch.zeros_like(batch.masks))
-    assert (float(method.loss(method(nothing), nothing)["psc"]) > 0) == some
+    assert bool(method.loss(method(nothing), nothing)["psc"] > 0) == some
     one = batch.masks.clone()
     one[0] = False
     half = dataclasses.replace(batch, masks=one)
@@ -408,7 +419,7 @@ def test_restore_sam_is_sam_bit_for_bit(preset: str, finished: bool) -> None:
     method = make(preset, stage=DECODER)
     with torch.no_grad():
         for parameter in [p for p in method.parameters() if p.requires_grad]:
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
     if finished:
         method.finish()
     batch = batch_of(TWO)
@@ -443,7 +454,7 @@ def test_saves_what_was_trained_and_the_stage(preset: str, tmp_path: Path) -> No
     save = tmp_path / "weights.safetensors"
     with torch.no_grad():
         for parameter in [p for p in made.parameters() if p.requires_grad]:
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
     save_weights(made, save)
     load_weights(again, save)
     assert again.prompted

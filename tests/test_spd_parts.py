@@ -143,9 +143,9 @@ def test_cap_spreads_from_the_most_salient_point() -> None:
 
 @pytest.mark.parametrize("options", [{"neighbours": -1}, {"cap": 0}, {"points": [np.zeros((2, 4))]}])
 def test_what_cannot_be_distilled(options: dict[str, Any]) -> None:
-    given = {"points": [np.zeros((1, 2))], "neighbours": 1, "cap": 4} | options
+    given: dict[str, Any] = {"points": [np.zeros((1, 2))], "neighbours": 1, "cap": 4} | options
     with pytest.raises(InputError):
-        distil(dense(np.ones((1, 4, 4))), given.pop("points"), tau=0.5, **given)
+        distil(dense(np.ones((1, 4, 4))), tau=0.5, **given)
 
 
 @pytest.mark.parametrize(("small", "side"), [(16, 64), (8, 64), (5, 32), (16, 16)])
