@@ -1,4 +1,4 @@
-"""The command line: ``samsans check | convert | train | import | predict | evaluate | models | experiment | demo``.
+"""The command line: ``samsans check | convert | train | import | predict | evaluate | ... | benchmark | demo``.
 
 A command parses its arguments and calls one function of ``samsans.api`` (or of ``experiments``).  Nothing here imports
 torch before a command needs it.
@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "compare label maps with a reference: tables and a report",
     "models": "backbones, methods and recipes: size, licence, where the weights are, what was published",
     "experiment": "protocols of the papers and controls, each with its table and figure",
+    "benchmark": "train and compare methods on one data set, ranked or over ever worse prompts",
     "demo": "train, predict and evaluate on generated images",
 }
 
@@ -148,9 +149,7 @@ def train_parser(method: str, preset: str) -> Any:
     parser.add_argument("data_folder", type=str, metavar="DATA", help="folder or CSV of images with masks")
     parser.add_argument("-o", "--out", type=str, required=True, metavar="RUN", help="run folder to write")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    parser.add_argument(
-        "--config", type=str, metavar="RECIPE|FILE", help="a recipe by name, or a YAML file of settings"
-    )
+    parser.add_argument("--config", type=str, metavar="RECIPE|FILE", help="a recipe by name, or a YAML file")
     parser.add_argument("--shots", type=int, help="few-shot: training images, at most one a patient")
     parser.add_argument("--steps", type=int, help="optimiser steps")
     parser.add_argument("--epochs", type=int, help="passes over the training images")
@@ -316,9 +315,7 @@ def _evaluate(argv: list[str]) -> int:
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")
     parser.add_argument("--allow-missing", action="store_true", help="leave references without prediction out")
-    parser.add_argument(
-        "--panels", type=int, nargs="?", const=3, default=0, metavar="N", help="draw the stages of N cases (3)"
-    )
+    parser.add_argument("--panels", type=int, nargs="?", const=3, default=0, metavar="N", help="draw N cases (3)")
     _data_options(parser)
     args = _parse(parser, argv)
     from samsans import api
@@ -378,6 +375,12 @@ def _experiment(argv: list[str]) -> int:
         )
     print(table)
     return 0
+
+
+def _benchmark(argv: list[str]) -> int:
+    from samsans.benchmark.cli import run
+
+    return run(_parser("benchmark"), argv, _parse, _data_config)
 
 
 def _demo(argv: list[str]) -> int:
