@@ -30,6 +30,11 @@ COMMANDS = {
     "demo": "train, predict and evaluate on generated images",
 }
 
+PREDICTION = (  # options of ``predict`` that go by the same name in ``Segmenter.predict_folder``
+    *("objects", "labels", "probabilities", "seed", "batch_size", "view", "largest_component", "mirror", "points"),
+    *("prompt_noise", "prompt_mode", "cache", "overwrite"),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 some inputs failed, 2 input that cannot be used."""
@@ -257,12 +262,16 @@ def _predict(argv: list[str]) -> int:
     )
     parser.add_argument("--slice-axis", help="how volumes are cut: auto, axial, coronal, sagittal, 0, 1, 2 (the run's)")
     parser.add_argument("--via", type=int, metavar="PIXELS", help="bring slices to this side first (the run's)")
+    parser.add_argument("--points", metavar="TEMPLATE", help="files of points, e.g. points/{stem}.mrk.json")
+    parser.add_argument("--prompt-noise", metavar="LEVEL", help="points simulated from the masks, L0 (clean) to L5")
+    parser.add_argument("--prompt-mode", help="where simulated points miss: hard, uniform (the run's)")
+    parser.add_argument("--cache", action=BooleanOptionalAction, default=True, help="keep saliency and points in RUN")
     parser.add_argument("--overwrite", action="store_true", help="do again what is already there")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--batch-size", type=int, help="slices a batch")
-    parser.add_argument("--seed", type=int, help="of the draws of supports and samples")
+    parser.add_argument("--seed", type=int, help="of the draws of supports, samples and simulated points")
     _data_options(parser)
     args = _parse(parser, argv)
     if args.samples is not None and args.samples < 1:
@@ -288,16 +297,8 @@ def _predict(argv: list[str]) -> int:
             args.out,
             support=support,
             task=task,
-            objects=args.objects,
-            labels=args.labels,
-            probabilities=args.probabilities,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            view=args.view,
-            largest_component=args.largest_component,
-            mirror=args.mirror,
+            **{name: getattr(args, name) for name in PREDICTION},
             samples=args.samples or 0,
-            overwrite=args.overwrite,
             on_progress=display.step,
         )
     print(manifest.text())

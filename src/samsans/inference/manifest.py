@@ -22,7 +22,8 @@ class Record:
     input: its files.  sha256: of their bytes.  output: label map, relative to the manifest's folder.  beside: its other
     files, i.e. samples, probabilities and entropies, likewise.
     supports: ids of the support pairs drawn for it.  seconds: by part; ``model`` holds ``encode``, ``prompt`` and
-    ``decode`` of methods that tell them apart.
+    ``decode`` of methods that tell them apart.  prompts: of methods that are prompted with points: where these are
+    from, on how many slices, and how good those given and those shown are (``PromptStatistics``, of simulated ones).
     """
 
     input: tuple[str, ...]
@@ -31,6 +32,7 @@ class Record:
     supports: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
+    prompts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
