@@ -39,6 +39,10 @@ class Method(Protocol):
     ``reach`` tells how many slices away a point may be that a slice is shown.  Slices without points to show stay empty
     and are not answered, unless its configuration has ``empty`` no_prompt.
 
+    A stage of pairs (``Stage.batches``) needs ``distiller``, the same as ``distil``, which worker processes take along,
+    and where the configuration's ``distill`` is not none ``saliency(batch)``, ``(B, 4g, 4g)`` logits: asked for of all
+    slices once when such a stage begins or is resumed, so that nothing it depends on may be trained in that stage.
+
     Where ``needs.exclusive`` is true, logits are relative to background: ``Z_k - Z_0`` of a softmax over the N + 1
     classes.
     """
