@@ -188,21 +188,16 @@ def test_any_number_of_axes_and_many_pixels(monkeypatch: pytest.MonkeyPatch) -> 
     assert whole == compare(samples, annotations)
 
 
-def test_means_by_presence() -> None:
+def test_presence_and_means() -> None:
     agreed = compare(np.stack([A, B]), np.stack([A, A]))
     dissent = compare(np.stack([A, E]), np.stack([A, E]))
     absent = compare(np.stack([A, A]), np.stack([E, E]))
-    groups = ambiguity.by_presence([agreed, dissent, dissent, absent])
-    assert {name: group["images"] for name, group in groups.items()} == {
-        "all": 4,
-        "agreed": 1,
-        "dissent": 2,
-        "absent": 1,
-    }
-    assert groups["all"]["ged"] == pytest.approx((agreed.ged + 2 * dissent.ged + absent.ged) / 4)
-    assert groups["all"]["empty_samples"] == 2 / 8
-    assert groups["dissent"]["empty_annotations"] == 0.5
-    assert list(ambiguity.by_presence([agreed])) == ["all", "agreed"]
+    assert [image.presence for image in (agreed, dissent, absent)] == ["agreed", "dissent", "absent"]
+    found = ambiguity.mean([agreed, dissent, dissent, absent])
+    assert found["images"] == 4
+    assert found["ged"] == pytest.approx((agreed.ged + 2 * dissent.ged + absent.ged) / 4)
+    assert found["empty_samples"] == 2 / 8
+    assert ambiguity.mean([dissent, dissent])["empty_annotations"] == 0.5
     assert math.isnan(ambiguity.mean([])["ged"])
 
 

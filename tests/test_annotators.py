@@ -79,7 +79,7 @@ def test_one_annotator_is_read_where_not_asked_for_more(tmp_path: Path) -> None:
 def test_slices_that_nobody_drew_on_are_left_out_and_counted(tmp_path: Path) -> None:
     slices = SliceDataset(ambiguous(tmp_path), ["a", "b", "c", "d"], PREPARE, annotators=True, foreground=True)
     assert slices.ids == ("a", "b", "d")
-    assert slices.notes == ("1 of 4 slices, on which no annotator drew anything, are left out",)
+    assert slices.notes == ("1 of 4 slices, on which nothing is drawn, are left out",)
     assert SliceDataset(ambiguous(tmp_path), ["a", "c"], PREPARE, annotators=True).notes == ()
 
 
@@ -218,6 +218,18 @@ def test_folders_and_tables_keep_their_order(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("\n".join(["image,label,rater", *rows]))
     table = find_cases(DataConfig(path=str(tmp_path / "x.csv")), infer=False)
     assert [c[0] for c in table.cases[0].labels] == [tmp_path / name for name in names]
+
+
+def test_a_table_in_the_folder_tells_more_than_the_names(tmp_path: Path) -> None:
+    files(tmp_path, "images/a.png", "labels_1/a.png", "labels_2/a.png")
+    table = tmp_path / "cases.csv"
+    table.write_text("image;label;patient\nimages/a.png;labels_2/a.png;p7")
+    found = find_cases(DataConfig(path=str(tmp_path)), infer=False)
+    assert found.layout == "CSV"
+    assert found.cases[0].patient == "p7"
+    assert drawn(found) == {"images/a": ["labels_2/a.png"]}
+    table.write_text("id,dice\na,0.5")  # that of a report
+    assert find_cases(DataConfig(path=str(tmp_path)), infer=False).layout == "image and label folders"
 
 
 def test_patterns_know_parts_by_the_first_folder(tmp_path: Path) -> None:

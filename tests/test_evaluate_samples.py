@@ -163,6 +163,12 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert written["ambiguity"]["samples"] == K
     assert "GED_6" in summary.text()
     assert "agreed: samples" in summary.text()
+    lines = summary.text().splitlines()
+    nothing = [line for line in lines if line.startswith("  empty")]
+    assert summary.ambiguity is not None
+    assert len(nothing) == len(summary.ambiguity.groups)
+    assert all(line.endswith("   100%") for line in nothing)
+    assert max(len(line) for line in lines if "HM-IoU rect (P2SAM-style)" in line) <= 120
     page = (report / "report.html").read_text()
     for part in ("Samples against annotators", "GED_6", "P2SAM-style", "reliability-", "Annotators and samples"):
         assert part in page

@@ -21,6 +21,7 @@ from samsans.backbones.geometry import resize_pos_embed
 from samsans.backbones.sam import LoadReport, build_network
 from samsans.backbones.start import draw_heads, initialise
 from samsans.config import BackboneConfig, LoraConfig
+from samsans.errors import InputError
 from samsans.methods.p2sam.config import P2SamConfig
 from samsans.methods.p2sam.model import P2Sam
 from samsans.types import Batch
@@ -200,6 +201,18 @@ def test_many_samples_are_decoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen == [2]
 
 
+def test_samples_after_a_prediction_need_no_second_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, shown = ready(), batch(annotated=False)
+    samples = method.sample(shown, [1, 2], 3)
+    seen = encodes(method, monkeypatch)
+    method.predict(shown)
+    assert torch.equal(method.sample(shown, [1, 2], 3), samples)
+    assert seen == [2]
+    method.predict(batch(annotated=False, first=5))
+    assert torch.equal(method.sample(shown, [1, 2], 3), samples)
+    assert seen == [2] * 3
+
+
 @torch.no_grad()
 def test_without_deviation_all_samples_are_the_mean_prompt() -> None:
     method = ready(log_sigma=-30.0)  # clamped to -10
@@ -276,7 +289,7 @@ def test_rows_of_the_ablation() -> None:  # Table 4
     assert prompted.eval().sample(shown, [1, 2], 3).std(1).mean() > 0
 
 
-def test_stage_one_answers_without_prompts() -> None:
+def test_stage_one_answers_without_prompts_and_has_no_samples() -> None:
     method, config = make()
     begin(method, config, 0)
     method.eval()
@@ -285,4 +298,5 @@ def test_stage_one_answers_without_prompts() -> None:
     with torch.no_grad():
         expected = method.assemble(method.decode(method.backbone.encode(shown.images).features))
     assert torch.equal(answer, expected)
-    assert torch.equal(method.sample(shown, [1, 2], 2), answer[:, None].expand(-1, 2, -1, -1, -1))
+    with pytest.raises(InputError, match=r"2 samples of a p2sam whose training ended in its first stage.*--resume"):
+        method.sample(shown, [1, 2], 2)

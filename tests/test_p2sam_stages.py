@@ -15,7 +15,7 @@ from p2sam_method import SIDE, batch, begin, count, encodes, learn, make, random
 from samsans import config as configuration
 from samsans.errors import InputError
 from samsans.methods import build, weights
-from samsans.methods.p2sam.model import all_annotations
+from samsans.methods.draws import all_annotations
 
 # -- the two stages (section 17) ---------------------------------------------------------------------------------------
 

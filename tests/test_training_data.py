@@ -222,7 +222,7 @@ def test_all_annotators_are_read_where_a_method_learns_from_them(annotated: Path
     needs = Needs(annotators=True, samples=True)
     data = read_data(dataset, split, config, needs, 32)
     assert (len(data.train), len(data.val)) == (3, 2)
-    assert data.notes == ("1 of 4 slices, on which no annotator drew anything, are left out",)
+    assert data.notes == ("1 of 4 slices, on which nothing is drawn, are left out",)
     train_batch, source_batch = data.train.batch([0, 1, 2]), data.source.batch(0)
     for batch in (train_batch, source_batch):
         assert batch.annotations is not None

@@ -179,8 +179,7 @@ class SliceDataset(Sequence[Slice]):
     def notes(self) -> tuple[str, ...]:
         """How many slices ``foreground`` left out, for people; empty where none."""
         out = len(self._scanned) - sum(any(e.present) for e in self._scanned) if self._foreground else 0
-        who = "no annotator drew" if self.annotators else "do not show"
-        return (f"{out} of {len(self._scanned)} slices, on which {who} anything, are left out",) if out else ()
+        return (f"{out} of {len(self._scanned)} slices, on which nothing is drawn, are left out",) if out else ()
 
     @cached_property
     def _scanned(self) -> tuple[_Entry, ...]:

@@ -200,16 +200,6 @@ def mean(images: Sequence[Ambiguity]) -> dict[str, float | int]:
     }
 
 
-def by_presence(images: Sequence[Ambiguity]) -> dict[str, dict[str, float | int]]:
-    """``mean`` of ``all`` images, of those where every annotator drew something (``agreed``), where only some did
-    (``dissent``), and where none did (``absent``); groups without images are left out, ``all`` never is."""
-    groups = {"all": list(images)}
-    for name in ("agreed", "dissent", "absent"):
-        if chosen := [i for i in images if i.presence == name]:
-            groups[name] = chosen
-    return {name: mean(chosen) for name, chosen in groups.items()}
-
-
 def reliability(probability: np.ndarray, annotations: np.ndarray, bins: int = BINS) -> Reliability:
     """Mean probability of the samples, any shape, against ``annotations (A, ...)``, boolean.
 

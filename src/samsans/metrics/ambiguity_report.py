@@ -117,8 +117,10 @@ def _row(folder: Folder, pair: matching.Pair, slice_axis: SliceAxis) -> _Row:
 
     nothing = np.zeros_like(annotations[0])
     titled = [("image", over(nothing))]
-    titled += [(f"annotator {n}", over(mask)) for n, mask in enumerate(annotations, start=1)]
-    titled += [(f"sample {n}", over(mask)) for n, mask in enumerate(samples, start=1)]
+    for who, masks in (("annotator", annotations), ("sample", samples)):
+        titled += [
+            (f"{who} {n}" if mask[z].any() else f"{who} {n}: nothing", over(mask)) for n, mask in enumerate(masks, 1)
+        ]
     bits = _entropy(orientation.to_slices(answers.probability)[z])
     grey = pictures.square_pixels(np.rint(bits * 255).astype(np.uint8), step, smooth=False)
     where = f"slice {z + 1} of {len(nothing)}" if len(nothing) > 1 else ""

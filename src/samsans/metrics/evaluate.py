@@ -65,7 +65,7 @@ class Summary:
 
     def text(self) -> str:
         """The table of means with its convention, for a terminal."""
-        lines = [f"{self.n} samples, convention {self.convention}: {self.convention_description}", ""]
+        lines = [f"{self.n} scored, convention {self.convention}: {self.convention_description}", ""]
         lines.append(f"{'class':16}" + "".join(f"{metric:>10}" for metric in METRICS))
         for name, row in {**self.classes, "mean": self.mean}.items():
             cells = ("-" if row[metric] is None else f"{row[metric]:.3f}" for metric in METRICS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,12 +102,13 @@ class Sampled:
         """The tables for a terminal."""
         titles = self.titles
         who = ", ".join(f"{n} with {a} annotators" for a, n in self.annotators.items())
-        lines = [f"{self.samples} samples against several annotators: {who}", self.legend, ""]
-        lines.append(f"{'':22}{'images':>7}" + "".join(f"{titles[m]:>12}" for m in COLUMNS))
+        lines = [f"{self.samples} samples against several annotators: {who}", ""]
+        lines.append(f"{'':22}{'images':>7}" + "".join(f"{titles[m]:>12}" for m in COLUMNS) + f"{'empty':>7}")
 
         def row(name: str, values: Mapping[str, Any]) -> str:
             cells = ("-" if values[m] is None else f"{values[m]:.3f}" for m in COLUMNS)
-            return f"{name:22}{values['images']:>7}" + "".join(f"{cell:>12}" for cell in cells)
+            empty = f"{values['empty_samples']:>7.0%}"
+            return f"{name:22}{values['images']:>7}" + "".join(f"{cell:>12}" for cell in cells) + empty
 
         for group, values in self.groups.items():
             lines.append(row(f"{group}: samples", values))
@@ -117,7 +119,7 @@ class Sampled:
         for line in self.published:
             scores = ", ".join(f"{name} {value:.3f}" for name, value in line["scores"].items())
             lines.append(f"published: {line['method']}: {scores} ({line['table']}) {line['note']}".rstrip())
-        return "\n".join(lines)
+        return "\n".join([*lines, "", *textwrap.wrap(f"{self.legend} Last column: share of empty samples.", 120)])
 
 
 @dataclass(frozen=True)

@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samsans.methods.draws import Gaussian
+
 WIDTHS = (32, 64, 128, 192)
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, 0..255
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """Independent normal distributions of ``C`` coordinates for ``B`` images; both ``(B, C)`` float32."""
-
-    mean: Tensor
-    log_sigma: Tensor
-
-    def draw(self, noise: Tensor) -> Tensor:
-        """``(B, K, C)`` prompts of standard normal ``noise`` ``(B, K, C)``, with gradients (Eq. 3)."""
-        return self.mean[:, None] + self.log_sigma.exp()[:, None] * noise
-
-    def divergence(self, prior: Gaussian) -> Tensor:
-        """KL divergence ``(B,)`` of this distribution from ``prior``, summed over coordinates."""
-        ratio = 2 * (self.log_sigma - prior.log_sigma)
-        apart = (self.mean - prior.mean).square() * (-2 * prior.log_sigma).exp()
-        return 0.5 * (ratio.exp() + apart - 1 - ratio).sum(1)
 
 
 class Generator(nn.Module):
@@ -138,12 +121,3 @@ def grey_image(images: Tensor, statistics: str) -> Tensor:
         mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) / 255 for v in (SAM_MEAN, SAM_STD))
         images = images * std + mean
     return images.mean(1, keepdim=True)
-
-
-def seeded_noise(seeds: Sequence[int], count: int, width: int) -> Tensor:
-    """``(B, count, width)`` standard normal numbers; each image's depend on its seed, and fewer begin as more do."""
-    rows = []
-    for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        rows.append(torch.stack([torch.randn(width, generator=generator) for _ in range(count)]))
-    return torch.stack(rows)

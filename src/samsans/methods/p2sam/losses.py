@@ -1,4 +1,4 @@
-"""Losses of P2SAM as plain functions, and the choice of the annotation that a step learns from."""
+"""Losses of P2SAM as plain functions."""
 
 from __future__ import annotations
 
@@ -13,21 +13,6 @@ from samsans.ops.losses import dice_loss
 ALPHA, GAMMA = 0.25, 2.0  # of the focal loss
 DIVISOR = 5  # the constant that the released code divides sums by, whatever the batch
 NORMS = 1e-5  # weight of the norms of what stage 2 trains, in the released code
-
-
-def choose(annotations: Tensor, drawn: Tensor | None = None, empty: bool = False) -> Tensor:
-    """One annotation of each image, ``(B, S, S)`` bool of ``(B, A, S, S)``, uniformly over those that show something.
-
-    drawn: ``(B, A)`` bool, which of them there are; default: all.  empty: those without any pixel are chosen as well.
-    They are too where an image has no other: a lesion may have left the image by augmentation.
-    """
-    there = annotations.new_ones(annotations.shape[:2]) if drawn is None else drawn
-    chances = there.float()
-    if not empty:
-        shown = chances * annotations.flatten(2).any(2)
-        chances = torch.where(shown.any(1, keepdim=True), shown, chances)
-    picked = torch.multinomial(chances, 1)[:, 0]
-    return annotations[torch.arange(len(picked), device=picked.device), picked]
 
 
 def paper_terms(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

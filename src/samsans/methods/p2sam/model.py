@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from samsans.backbones import add_lora, load_backbone, merge_lora
 from samsans.cache import GIB, Cache
 from samsans.errors import InputError
-from samsans.methods.classes import refuse_decoder_adapters, true_masks
+from samsans.methods.classes import refuse_decoder_adapters
+from samsans.methods.draws import Gaussian, all_annotations, choose, seeded_noise
 from samsans.methods.p2sam import losses
 from samsans.methods.p2sam.config import P2SamConfig, check
 from samsans.methods.p2sam.decoder import MaskWeights, enlarged, mask_maps, train_decoder
-from samsans.methods.p2sam.generator import Fusion, Gaussian, Generator, Prompter, grey_image, seeded_noise
+from samsans.methods.p2sam.generator import Fusion, Generator, Prompter, grey_image
 from samsans.methods.p2sam.snapshots import Snapshots
 from samsans.ops.timing import Timer
 from samsans.types import Batch, Needs, ParamGroup, Stage
@@ -66,8 +67,8 @@ class P2Sam(nn.Module):
     def __init__(self, backbone: Sam, config: P2SamConfig, statistics: str = "unit") -> None:
         super().__init__()
         self.backbone, self.config, self.statistics = backbone, config, statistics
-        self.timer, self.cache = Timer(), Cache(0)
-        self.caching = False
+        self.timer, self.cache, self.caching = Timer(), Cache(0), False
+        self._predicted: tuple[Tensor, Tensor] | None = None  # images and features of the last prediction
         train_decoder(backbone)
         self.weights = MaskWeights(config.masks, config.weights if config.assembling else "fixed")
         self.prompter = self.snapshots = self.posterior = None
@@ -148,7 +149,7 @@ class P2Sam(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Logits and the annotation they are to be compared with; in stage 2 of one draw, or those of the set loss."""
         annotations = all_annotations(batch)
-        target = losses.choose(annotations, batch.drawn, self.config.train_on_empty)
+        target = choose(annotations, batch.drawn, self.config.train_on_empty)
         features = self.features(batch)
         entering, divergence = None, None
         if self.prompted and self.prompter is not None:
@@ -237,6 +238,7 @@ class P2Sam(nn.Module):
     def train(self, mode: bool = True) -> P2Sam:
         """Training mode; a backbone that is frozen by the stage stays in evaluation mode."""
         super().train(mode)
+        self._predicted = None
         if self.prompted:
             self.backbone.eval()
         return self
@@ -249,7 +251,7 @@ class P2Sam(nn.Module):
 
     def finish(self) -> None:
         """The weights are final: merge the adapters into the base for inference.  Training cannot go on."""
-        self.caching, self.cache = False, Cache(0)
+        self.caching, self.cache, self._predicted = False, Cache(0), None
         merge_lora(self.backbone)
 
     # -- answers ------------------------------------------------------------------------------------------------------
@@ -259,6 +261,7 @@ class P2Sam(nn.Module):
         """``(B, 1, S, S)`` float32 logits of the mean prompt; without prompts, of the assembled masks."""
         with self.timer("encode"):
             features = self.features(batch)
+        self._predicted = batch.images, features
         entering = None
         if self.prompted and self.prompter is not None:
             with self.timer("prompt"):
@@ -271,17 +274,27 @@ class P2Sam(nn.Module):
     def sample(self, batch: Batch, seeds: Sequence[int], count: int) -> Tensor:
         """``(B, count, 1, S, S)`` float32 logits of draws; each image's depend on its seed and nothing else.
 
-        The image is encoded once.  With ``snapshots`` the draws come from the copies in turn.  Without prompts there
-        is one answer, repeated; and where nothing is assembled either, the masks are the samples, in turn.
+        The image is encoded once, and not again where it has just been predicted.  With ``snapshots`` the draws come
+        from the copies in turn.  Configured without prompts there is one answer, repeated; and where nothing is
+        assembled either, the masks are the samples, in turn.
 
         Raises:
-            InputError: not one seed for each image, or no sample asked for.
+            InputError: not one seed for each image, no sample asked for, or the prompts were never trained.
         """
         if len(seeds) != len(batch.images) or count < 1:
             raise InputError(f"{len(seeds)} seeds for {len(batch.images)} images, {count} samples", "a seed each")
-        with self.timer("encode"):
-            features = self.features(batch)
-        if not self.prompted or self.prompter is None:
+        if self.prompter is not None and not self.prompted:
+            raise InputError(
+                f"{count} samples of a p2sam whose training ended in its first stage",
+                "weights of the second, which learns the prompts that samples are drawn from",
+                "Go on with `samsans train ... --resume`, or predict without samples",
+            )
+        images, features = self._predicted or (None, None)
+        self._predicted = None
+        if features is None or images is not batch.images:
+            with self.timer("encode"):
+                features = self.features(batch)
+        if self.prompter is None:
             with self.timer("decode"):
                 answers = self._answers(features)
                 return answers[:, torch.arange(count) % answers.shape[1], None]
@@ -295,7 +308,7 @@ class P2Sam(nn.Module):
     def _answers(self, features: Tensor) -> Tensor:
         """``(B, n, S, S)``: the different answers without prompts."""
         maps = self.decode(features)
-        if self.config.prompts or self.config.assembling:
+        if self.config.assembling:
             return self.assemble(maps)
         return enlarged(maps[:, 0].float(), self.backbone.input_size)
 
@@ -309,11 +322,6 @@ class P2Sam(nn.Module):
         for i, network in enumerate(pool[:count]):
             entering[:, i :: len(pool)] = network(grey, noise[:, i :: len(pool)], self.no_mask)
         return entering
-
-
-def all_annotations(batch: Batch) -> Tensor:
-    """``(B, A, S, S)`` bool of the one object; the mask alone where the data has one annotator."""
-    return true_masks(batch) if batch.annotations is None else batch.annotations[:, :, 0]
 
 
 def build(config: RunConfig, objects: tuple[str, ...]) -> P2Sam:

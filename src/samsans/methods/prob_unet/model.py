@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samsans.errors import InputError
-from samsans.methods.classes import true_masks
-from samsans.methods.p2sam.generator import Gaussian, seeded_noise
-from samsans.methods.p2sam.losses import choose
+from samsans.methods.draws import Gaussian, all_annotations, choose, seeded_noise
 from samsans.methods.prob_unet.config import ProbUNetConfig
 from samsans.methods.prob_unet.networks import Combine, Encoder, UNet, initialise
 from samsans.ops.timing import Timer
@@ -72,8 +70,7 @@ class ProbUNet(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """The logits of one draw from the posterior of one annotation an image, with both distributions."""
-        every = true_masks(batch) if batch.annotations is None else batch.annotations[:, :, 0]
-        target = choose(every, batch.drawn, self.config.train_on_empty)[:, None]
+        target = choose(all_annotations(batch), batch.drawn, self.config.train_on_empty)[:, None]
         posterior = self.posterior(torch.cat([batch.images, target.to(batch.images.dtype)], 1))
         draw = posterior.draw(torch.randn_like(posterior.mean)[:, None])
         logits = self.combine(self.unet(batch.images), draw)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samsans.methods.p2sam.generator import Gaussian
+from samsans.methods.draws import Gaussian
 
 CONVOLUTIONS = 3  # in every block
 
