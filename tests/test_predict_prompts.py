@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -16,11 +17,15 @@ import samsans
 from discs_method import LESION, bright, disc, kept, segmenter
 from samsans import cli, io, methods
 from samsans import config as configuration
-from samsans.config import PromptConfig
+from samsans.config import DataConfig, PromptConfig
+from samsans.data.cases import find_cases
 from samsans.data.classes import write_classes
+from samsans.data.slices import SliceDataset
 from samsans.errors import InputError
-from samsans.inference.prompts import as_points, placed
+from samsans.inference.prompts import Prompting, as_points, placed
+from samsans.inference.slices import SliceJob
 from samsans.methods.weights import save_weights
+from samsans.training.prompts import VolumePrompts
 from samsans.types import Batch, Volume
 
 CLICKS = np.array([[4, 10, 20], [8, 5, 6]])
@@ -121,6 +126,25 @@ def test_simulated_from_the_masks(tmp_path: Path) -> None:
     assert first != other
     assert {k: first["c0"][0][k] for k in ("level", "mode", "draw")} == {"level": "L4", "mode": "uniform", "draw": 3}
     assert first["c0"][0]["on_target"] < first["c0"][0]["points"]
+
+
+@pytest.mark.parametrize("mode", ["hard", "uniform"])
+@pytest.mark.parametrize("resize", ["squash", "pad"])
+def test_the_points_of_training(mode: str, resize: str, tmp_path: Path) -> None:
+    data = find_cases(DataConfig(path=str(tubes(tmp_path))))
+    model = segmenter()
+    model.preprocess = replace(model.preprocess, resize=resize)
+    slices = SliceDataset(data, [case.id for case in data.cases], model.preprocess)
+    for source, prompting in (("noise", Prompting("noise", "L4", mode, 2)), ("files", Prompting("files"))):
+        trained = VolumePrompts(
+            slices, PromptConfig(source=source, level="L4", mode=mode), lambda _, points: list(points)
+        )
+        for case in data.cases:
+            job = model.open(case.id, data.read_image(case), None, ())
+            assert isinstance(job, SliceJob)
+            given = prompting.prompt(data, case, job, model.preprocess, data.classes, False).points
+            for ours, theirs in zip(given, trained.raw(case.id, 2), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
 
 
 def test_prompts_as_the_run_has_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
