@@ -79,6 +79,18 @@ def test_only_what_both_slices_let_through() -> None:
     assert [labels[t, 8, 24] for t in range(7)] == [0, 2, 0, 2, 0, 2, 0]
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 20])
+def test_points_do_not_pass_a_gap(batch_size: int) -> None:
+    model = segmenter(neighbours=2)
+    job = model.open("a", Volume(bright(7)[..., None]), None, ())
+    rows = [np.zeros((0, 3)) for _ in range(7)]
+    rows[3] = np.array([[10.0, 10.0, 1.0]])
+    runner = model.runner(batch_size)
+    asked = prompted(job, rows, False, places=(1, 2, 3, 4, 8, 9, 10))
+    done = next(runner.run([asked], model.target(model.supports(None, None), None)))
+    assert shown(done.labels) == [1, 2, 3]
+
+
 def test_no_points_no_mask() -> None:
     made = segmenter().predict(bright(5), points=[], probabilities=True)
     assert not made.labels.any()

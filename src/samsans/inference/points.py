@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samsans.data.neighbours import stretches
 from samsans.data.prompt_statistics import statistics
 from samsans.data.transforms import Preprocess
 from samsans.inference.jobs import Target
@@ -33,6 +34,7 @@ class PointJob(SliceJob):
     """A job with points.
 
     points: of each canonical slice ``(K, 3)`` float64, x, y in model pixels and label, as given.
+    places: where slices lie, where that is known (``Case.positions``): points do not pass a gap.
     content: hash of the pixels; empty where nothing is kept on disk.
     shown: the points that slices are decoded with, of the first so many of them; all of them when the job is done.
     saliency: ``(T, 4g, 4g)`` float32 logits, of which the first ``judged`` are known.
@@ -41,6 +43,7 @@ class PointJob(SliceJob):
     """
 
     points: list[np.ndarray]
+    places: tuple[float, ...] = ()
     content: str = ""
     shown: list[np.ndarray] = field(default_factory=list)
     saliency: np.ndarray | None = None
@@ -62,7 +65,7 @@ class PointJob(SliceJob):
 def prompted(job: SliceJob, points: Sequence[np.ndarray], hashed: bool, **told: Any) -> PointJob:
     """The job with the points ``(K, 3)`` of each slice; ``hashed``: what is made of it may be kept on disk.
 
-    told: ``prompts`` and ``mask`` of the ``PointJob``.
+    told: ``prompts``, ``mask`` and ``places`` of the ``PointJob``.
     """
     content = ""
     if hashed:
@@ -144,7 +147,7 @@ class PointRunner(Runner):
             (repr(self.preprocess), self.precision, self.device.type),
         )
         points = [p.tolist() for p in job.points]
-        return maps, hash_values("consensus", maps, points, asdict(self.method.config))
+        return maps, hash_values("consensus", maps, points, job.places, asdict(self.method.config))
 
     def _recall(self, job: PointJob) -> None:
         if self.cache is None or not job.content:
@@ -232,7 +235,11 @@ class PointRunner(Runner):
             return
         with self.timer("prompt"):
             lower, upper = max(0, first - self.reach), min(job.depth, last + self.reach)
-            around = self.method.distil(job.saliency[lower:upper], job.points[lower:upper])
+            around: list[np.ndarray] = []
+            for run in stretches(job.places, job.depth):
+                part = slice(max(lower, run.start), min(upper, run.stop))
+                if part.start < part.stop:
+                    around += self.method.distil(job.saliency[part], job.points[part])
             job.shown = [*job.shown, *around[first - lower : last - lower]]
         if len(job.shown) == job.depth:
             self._keep(job)

@@ -68,9 +68,10 @@ class Prompting:
         hashed: bool,
     ) -> PointJob:
         """The job of a case with its points; ``hashed``: what is made of it may be kept on disk."""
+        places = case.positions if len(case.positions) == job.depth else ()  # else cut along another axis
         if self.source == "files":
             rows = placed(dataset.read_points(case, job.volume), job, preprocess, self.keep)
-            return prompted(job, rows, hashed, prompts=self.options | {"points": sum(map(len, rows))})
+            return prompted(job, rows, hashed, places=places, prompts=self.options | {"points": sum(map(len, rows))})
         if not case.labels:
             raise _no_masks(case.id)
         truth = dataset.read_labels(case)
@@ -79,7 +80,7 @@ class Prompting:
         mask = np.stack([class_masks(values, classes).any(0) for values in labels])
         rows = self._simulated(job, mask, preprocess)
         told = self.options | asdict(statistics(of_volume(rows), mask))
-        return prompted(job, rows, hashed, prompts=told, mask=mask)
+        return prompted(job, rows, hashed, places=places, prompts=told, mask=mask)
 
     def _simulated(self, job: SliceJob, mask: np.ndarray, preprocess: Preprocess) -> PointRows:
         """Noisy points of the mask ``(T, h, w)`` as the method would see it; training simulates from that as well."""
