@@ -21,8 +21,12 @@ EXPERIMENTS = {
     "nnunet": "samsans.experiments.nnunet:nnunet",
     "mirroring": "samsans.experiments.mirroring:mirroring",
     "prompts": "samsans.experiments.prompts:prompts",
+    "distillation": "samsans.experiments.distillation:distillation",
 }
-OWN_OPTIONS = {"nnunet": ("python", "minutes", "threads", "mirror")}  # which only some experiments take
+OWN_OPTIONS = {  # which only some experiments take
+    "nnunet": ("python", "minutes", "threads", "mirror"),
+    "distillation": ("prompt_noise",),
+}
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,9 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--python", type=str, metavar="PATH", help="nnunet: the Python of nnU-Net's environment")
     parser.add_argument("--minutes", type=float, help="nnunet: training time (the run's train.minutes)")
     parser.add_argument("--threads", type=int, help="nnunet: of a training on a CPU, data included (all cores)")
+    parser.add_argument(
+        "--prompt-noise", metavar="LEVEL", help="distillation: of simulated points, L0 to L5 (the run's)"
+    )
     parser.add_argument("--mirror", action="store_true", default=None, help="nnunet: predict with mean over mirrorings")
 
 
@@ -108,7 +115,9 @@ def run(name: str, data: DataConfig, run_folder: Path, out: Path, **options: Any
     given = {option: value for option, value in own.items() if value is not None}
     for option in given.keys() - OWN_OPTIONS.get(name, ()):
         takers = [other for other, taken in OWN_OPTIONS.items() if option in taken]
-        raise InputError(f"--{option} for the experiment {name}", f"it with {' or '.join(takers)} alone")
+        raise InputError(
+            f"--{option.replace('_', '-')} for the experiment {name}", f"it with {' or '.join(takers)} alone"
+        )
     module, _, function = EXPERIMENTS[name].partition(":")
     experiment = getattr(importlib.import_module(module), function)
     return experiment(Request(data, run_folder, out, **options), **given)
