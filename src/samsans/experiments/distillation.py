@@ -107,8 +107,8 @@ def distillation(asked: Request, prompt_noise: str | None = None) -> str:
         scene = _look(segmenter, plain, given, mask)
         sets = {tau: _consensus(scene, config, method, tau=tau) for tau in TAUS}
         for n in NEIGHBOURS:
-            found = _consensus(scene, config, method, neighbours=n)
-            volumes.setdefault(("neighbours", n), []).append(_decoded(segmenter, scene, found))
+            rows = _consensus(scene, config, method, neighbours=n)
+            volumes.setdefault(("neighbours", n), []).append(_decoded(segmenter, scene, rows))
         for tau in TAUS:
             volumes.setdefault(("tau", tau), []).append(_decoded(segmenter, scene, sets[tau]))
         for name, rows in _sources(scene, config, method, asked.seed).items():
@@ -261,7 +261,7 @@ def _prior(region: np.ndarray, mask: np.ndarray) -> tuple[Slicewise, int, int, i
 
 def _stage1(prior: Sequence[tuple[Slicewise, int, int, int]]) -> dict[str, float | None]:
     volumes = [part[0] for part in prior]
-    region, target, both = (sum(part[i] for part in prior) for i in (1, 2, 3))
+    region, target, both = (sum(sizes) for sizes in zip(*(part[1:] for part in prior), strict=True))
     found = over_slices(volumes) | {"volumetric_dice": over_volumes(volumes)["volumetric_dice"]}
     sizes = {"recall": both / target if target else None, "area_ratio": region / target if target else None}
     return {key: found[key] for key in SHOWN} | sizes
