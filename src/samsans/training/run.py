@@ -202,6 +202,8 @@ def _train_stage(session: Session, signals: StopSignals) -> None:
     if end <= at.step:  # a share too small for a single step
         session.next_stage()
         return
+    if len(session.stages) > 1:
+        session.display.say(f"stage {at.stage + 1} of {len(session.stages)}: {session.stages[at.stage].name}")
     board = TensorBoardLogger(session.run, name="tensorboard", version="", purge_step=at.step + 1)
     trainer = pl.Trainer(
         accelerator=config.accelerator,
