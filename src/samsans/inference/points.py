@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import samsans
 from samsans.data.neighbours import stretches
 from samsans.data.prompt_statistics import statistics
 from samsans.data.transforms import Preprocess
@@ -142,6 +143,7 @@ class PointRunner(Runner):
         """Names of the maps of a volume, and of what they and its points are distilled to."""
         maps = hash_values(
             "saliency",
+            samsans.__version__,
             (job.content, job.orientation.axes, job.orientation.flips),
             (self.made_by, getattr(self.method.backbone, "base_hash", "")),
             (repr(self.preprocess), self.precision, self.device.type),
