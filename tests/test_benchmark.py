@@ -123,13 +123,15 @@ def test_answers_are_kept(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tubes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tubes")
+    folder = tmp_path_factory.mktemp("tubes") / "data"
     write("distractors", folder, n=4, size=32, difficulty=0.2, seed=0)
+    (folder.parent / "quick.yaml").write_text("train:\n  pictures_every: 0\n")
     return folder
 
 
 def plan_of(tubes: Path, out: Path, **options: object) -> benchmark.Plan:
-    asked = {"levels": LEVELS, "draws": 2, "backbone": "tiny", "input_size": 32, "length": {"train.steps": 2}} | options
+    asked = {"levels": LEVELS, "draws": 2, "backbone": "tiny", "input_size": 32, "length": {"train.steps": 2}}
+    asked |= {"config": str(tubes.parent / "quick.yaml")} | options
     split = SplitConfig(test=0.25, val=0.0)
     return benchmark.Plan(DataConfig(str(tubes)), out, NAMES, split=split, **asked)  # type: ignore[arg-type]
 
@@ -171,6 +173,7 @@ def test_again_does_nothing_again(tubes: Path, done: Path, monkeypatch: pytest.M
     before = (done / "summary.json").read_text()
     monkeypatch.setattr(runs, "fit", refuse)
     monkeypatch.setattr(scores, "open_run", refuse)
+    monkeypatch.setattr(noise, "picture", lambda *_: b"")
     benchmark.benchmark(plan_of(tubes, done))
     assert (done / "summary.json").read_text() == before
 
@@ -190,13 +193,13 @@ def test_other_settings_are_refused_and_a_longer_training_goes_on(tubes: Path, d
 def test_ranking(tubes: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without noise, on the runs that are there: the points are simulated as in training."""
     plan = replace(plan_of(tubes, done, levels=()), prompts=replace(plan_of(tubes, done).prompts, source="noise"))
-    summary = benchmark.benchmark(replace(plan, names=("prompted_box", "saliency", "samed")))
+    summary = benchmark.benchmark(replace(plan, names=("prompted_box", "samed")))
     assert summary["kind"] == "ranking"
-    assert [row["rank"] for row in summary["methods"].values()] == [1, 2, 3]
+    assert [row["rank"] for row in summary["methods"].values()] == [1, 2]
     assert {"dice", "ci", "classes", "p", "train_seconds"} <= set(summary["methods"]["samed"])
     assert (done / "reports" / "samed" / "report.html").is_file()
     assert "Ranking" in (done / "report.html").read_text()
-    assert len(ranking.rows(summary)) == 6
+    assert len(ranking.rows(summary)) == 4
     assert " 1 " in ranking.text(summary)
 
 
@@ -209,7 +212,7 @@ def test_command(tubes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "--methods",
         "prompted_point",
         "--prompt-noise",
-        "L0,L5",
+        "L5",
     ]
     argv += ["--draws", "1", "--backbone", "tiny", "--input-size", "32", "--split.test", "0.25", "--split.val", "0"]
     assert main(argv) == 0
@@ -235,9 +238,13 @@ def test_distillation(tubes: Path, done: Path, tmp_path: Path, capsys: pytest.Ca
         f"{n} run" for n in ("given", "consensus", "oracle", "random")
     ]
     assert found["sources"][4]["on_target_share"] == 1
+    ours, random = (found["sources"][i]["volumetric_dice"] for i in (2, 6))
+    assert found["prompt_reliance"] == pytest.approx(ours - random)
     assert found["stage1"].keys() >= {"dice", "volumetric_dice", "recall", "area_ratio"}
     assert (tmp_path / "distillation.png").read_bytes().startswith(b"\x89PNG")
-    assert "Jaccard" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Jaccard" in said
+    assert "began with random weights" in said
     argv[argv.index("--run") + 1] = str(done / "runs" / "tuning")
     assert main(argv) == 2
     assert "distils no points" in capsys.readouterr().err

@@ -51,6 +51,7 @@ class Plan:
     seed: int = 0
     device: str = "auto"
     convention: str = "default"
+    _settings: dict[str, RunConfig] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.draws < 1:
@@ -74,6 +75,11 @@ class Plan:
 
     def settings(self, name: str) -> RunConfig:
         """The configuration of a contestant's run."""
+        if name not in self._settings:
+            self._settings[name] = self._resolved(name)
+        return self._settings[name]
+
+    def _resolved(self, name: str) -> RunConfig:
         contestant = CONTESTANTS[name]
         backbone = self.backbone or default_backbone()
         prompts = asdict(self.prompts) | ({"source": "noise"} if self.levels else {})

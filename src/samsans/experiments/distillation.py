@@ -29,6 +29,7 @@ from samsans.inference.slices import SliceJob, autocast
 from samsans.methods.spd.cpd import distil
 from samsans.methods.spd.saliency import enlarged, interpolated, sigmoid
 from samsans.metrics.conventions import CONVENTIONS, Score, score
+from samsans.metrics.robustness import prompt_reliance
 from samsans.metrics.slicewise import Slicewise, diagonal, over_slices, over_volumes
 from samsans.types import Embedding
 
@@ -72,7 +73,8 @@ def distillation(asked: Request, prompt_noise: str | None = None) -> str:
       between 0.3 and 0.8; ``histogram``: shares of all pixels by their saliency.
     - ``stage1``: Dice of the saliency as a mask, its recall, and its size in sizes of the object.
     - ``sources``: points as given, consensus, oracle (those on the object alone), and as many random ones as the
-      consensus from the salient region, in the run's decoder and in frozen SAM of the same backbone.
+      consensus from the salient region, in the run's decoder and in frozen SAM of the same backbone;
+      ``prompt_reliance``: volumetric Dice of the run with the consensus less that with the random ones.
     - ``latency``: plain SAM with the consensus points, and SPD with and without what it keeps on disk.
 
     Returns:
@@ -133,6 +135,8 @@ def distillation(asked: Request, prompt_noise: str | None = None) -> str:
         "histogram": {"edges": list(BINS), "pixels": counts.tolist(), "shares": (counts / counts.sum()).tolist()},
         "stage1": _stage1(prior),
         "sources": _table(volumes, "sources"),
+        "prompt_reliance": prompt_reliance(*(_dice(volumes["sources", f"{n} run"]) for n in ("consensus", "random"))),
+        "frozen_is_random": plain.method.backbone.from_scratch,
         "latency": latency(segmenter, plain, timed),
     }
     io.write_json(asked.out / "distillation.json", found)
@@ -265,6 +269,10 @@ def _stage1(prior: Sequence[tuple[Slicewise, int, int, int]]) -> dict[str, float
     found = over_slices(volumes) | {"volumetric_dice": over_volumes(volumes)["volumetric_dice"]}
     sizes = {"recall": both / target if target else None, "area_ratio": region / target if target else None}
     return {key: found[key] for key in SHOWN} | sizes
+
+
+def _dice(parts: Sequence[tuple[Slicewise, Any]]) -> list[float]:
+    return [sliced.volumetric_dice for sliced, _ in parts]
 
 
 def _table(volumes: Mapping[tuple[str, Any], list[tuple[Slicewise, Any]]], kind: str) -> list[dict[str, Any]]:

@@ -51,8 +51,12 @@ def _sentences(found: Mapping[str, Any]) -> list[str]:
         f"Saliency above tau {found['tau_of_run']} as the mask: Dice of volumes {_number(prior['volumetric_dice'])}, "
         f"of slices {_number(prior['dice'])}; recall {_number(prior['recall'])}, "
         f"{_number(prior['area_ratio'])} times the size of the object.",
+        "Prompt reliance (Dice of volumes with the consensus less that with random salient points): "
+        f"{_number(found['prompt_reliance'])}.",
         f"Saliency of all pixels: {shares[0] + shares[1]:.2%} below 0.2, {shares[8] + shares[9]:.2%} above 0.8.",
     ]
+    if found["frozen_is_random"]:
+        lines.append("The run's backbone began with random weights: the rows of the frozen one only show that it runs.")
     if speed is None:
         return [*lines, "No slice kept a point: nothing was timed."]
     ms, ratio = speed["ms_per_slice"], speed["ratio"]
