@@ -64,11 +64,19 @@ class Manifest:
         return total
 
     def text(self) -> str:
-        """What was done, for people: counts, seconds by part, and every failure with its reason."""
+        """What was done, for people: counts, seconds by part, failures with their reasons, what became of points."""
         done = len(self.records) - len(self.skipped)
         lines = [f"{done} segmented, {len(self.skipped)} there already, {len(self.failures)} failed: {self.folder}"]
         lines += ["  " + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in self.seconds.items())] if done else []
         lines += [f"  {id}: {message}" for id, message in self.failures.items()]
+        told = [record.prompts for record in self.records.values() if record.prompts]
+        if told:
+            given, turned_down, shown = (
+                sum(prompts.get(f"slices_{kind}", 0) for prompts in told) for kind in ("given", "silenced", "prompted")
+            )
+            lines.append(
+                f"  points: given on {given} slices, all of them turned down on {turned_down}; {shown} decoded with some"
+            )
         return "\n".join(lines)
 
     def has(self, id: str, sha256: str) -> bool:
