@@ -75,7 +75,7 @@ class Manifest:
                 sum(prompts.get(f"slices_{kind}", 0) for prompts in told) for kind in ("given", "silenced", "prompted")
             )
             lines.append(
-                f"  points: given on {given} slices, all of them turned down on {turned_down}; {shown} decoded with some"
+                f"  points: given on {given} slices, all turned down on {turned_down}; {shown} decoded with some"
             )
         return "\n".join(lines)
 
