@@ -57,7 +57,7 @@ ARROWS: dict[str, set[str]] = {
     "inference": {"io", "data", "ops", "backbones", "methods"},
     "api": {"io", "data", "metrics", "training", "inference"},
 }
-TOP = {"samsans", "cli", "commands", "demo", "experiments"}  # may import everything below them
+TOP = {"samsans", "cli", "commands", "demo", "experiments", "benchmark"}  # may import everything below them
 
 LIGHTNING_HOOKS = {"configure_optimizers", "training_step", "transfer_batch_to_device", "prepare_data", "setup"}
 

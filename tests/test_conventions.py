@@ -43,6 +43,12 @@ TABLE = {
         "only_prediction": (0, 0, None, None, 0),
         "both": (0.5, 1 / 3, 3.0, 1.5, 0.5),
     },
+    "spd": {
+        "both_empty": (1, 1, None, None, 1),
+        "only_reference": (0, 0, None, None, 0),
+        "only_prediction": (0, 0, None, None, 0),
+        "both": (0.5, 1 / 3, 3.0, 1.5, 0.5),
+    },
 }
 MASKS = {
     "both_empty": (EMPTY, EMPTY),

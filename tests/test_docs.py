@@ -226,6 +226,27 @@ def test_keys_of_files_are_documented() -> None:
         assert f"`{name}`" in page, name
 
 
+def test_arithmetic_of_the_published_tables_of_spd() -> None:
+    """Differences and gains follow from the columns beside them; the one misprint has its correction beside it."""
+    page = (ROOT / "docs/explanation/spd.md").read_text(encoding="utf-8")
+    rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    compared = [row for row in rows if row[0].endswith((", Dice", ", HD95"))]
+    assert len(compared) == 7
+    for _, ours, best, difference in compared:
+        assert float(ours.rstrip("*")) - float(best.split()[0]) == pytest.approx(float(difference), abs=1e-9)
+    ablation = [row for row in rows if len(row) == 4 and row[3].startswith("+") and row not in compared]
+    steps = [float(b[1]) - float(a[1]) for a, b in zip([["", "62.50"], *ablation], ablation, strict=False)]
+    assert [float(row[3]) for row in ablation] == pytest.approx(steps)
+    gains = {row[0]: [float(v) for v in row[1:]] for row in rows if len(row) == 9 and row[1][0].isdigit()}
+    assert list(gains) == ["TI", "Scar", "FUMPE", "KiTS"]
+    for name, (*others, ours, printed, gain) in gains.items():
+        assert ours - max(others) == pytest.approx(gain, abs=1e-9)
+        assert (printed == gain) == (name != "Scar")
+    assert gains["Scar"][6] == pytest.approx(gains["Scar"][5] - gains["Scar"][4])  # against nnU-Net, not UNet
+    assert pytest.approx(8.168, abs=1e-3) == 1000 / 11.49 - 1000 / 12.68
+    assert "8.2 ms or 10.4 %" in page
+
+
 def test_nothing_points_at_a_machine() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")

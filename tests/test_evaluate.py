@@ -322,3 +322,15 @@ def test_real_annotators_agree_as_published(shared_data: Path, tmp_path: Path) -
     summary = evaluate(tmp_path / "pred", cases, tmp_path / "out", classes=[ClassInfo("vessel", 1, (value,))])
     assert 0.7 < summary.mean["dice"] < 0.85
     assert set(METRICS) <= set(summary.mean)
+
+
+def test_soft_masks_are_read_by_their_threshold(tmp_path: Path) -> None:
+    soft = square(4, 4, 8).astype(np.float32)[0] * 0.9
+    soft[3] = 0.4
+    (tmp_path / "ref").mkdir()
+    np.savez(tmp_path / "ref/a.npz", image=soft, label=soft)
+    put(tmp_path / "pred/a.png", square(4, 4, 8))
+    name_classes(tmp_path / "pred", ("object", 1, [1]))
+    files = (tmp_path / "ref/a.npz",)
+    summary = evaluate(tmp_path / "pred", [Case("a", "a", files, (files,), threshold=0.5)], tmp_path / "out")
+    assert summary.mean["dice"] == 1.0

@@ -68,7 +68,7 @@ def test_what_is_written_is_planned_from_shapes_alone(
         path = packed(tmp_path / str(number) / name, np.zeros(shape), np.zeros(label))
         assert output_suffix(path) == (".nii.gz" if label[0] == 3 else ".png")
     with pytest.raises(InputError, match="none is called image"):
-        output_suffix(packed(tmp_path / name, np.zeros((4, 6)), np.zeros((4, 6)), names=("img", "label")))
+        output_suffix(packed(tmp_path / name, np.zeros((4, 6)), np.zeros((4, 6)), names=("picture", "label")))
 
 
 def test_the_hash_is_of_the_values(tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_the_hash_is_of_the_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.npz", "a.h5"])
 def test_other_names_of_arrays_are_named(tmp_path: Path, name: str) -> None:
     image, label = arrays(5, 7)
-    path = packed(tmp_path / name, image, label, names=("img", "seg"))
-    with pytest.raises(InputError, match=r"holds the arrays img, seg, none is called image"):
+    path = packed(tmp_path / name, image, label, names=("array", "mask"))
+    with pytest.raises(InputError, match=r"holds the arrays array, mask, none is called image"):
         read_image(path)
     with pytest.raises(InputError, match=r"none is called label"):
         read_labels(path)

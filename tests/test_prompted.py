@@ -17,6 +17,7 @@ from samsans.errors import InputError
 from samsans.methods import build
 from samsans.methods.prompted import prompts, proposals
 from samsans.methods.prompted.config import PRESETS, PromptedConfig
+from samsans.methods.prompted.given import box_around
 from samsans.methods.prompted.model import ABSENT, Prompted
 from samsans.types import Batch, Embedding, Masks, Prompt
 
@@ -41,7 +42,9 @@ def test_presets_are_configurations(preset: str) -> None:
     made = configuration.from_dict({"data.path": "x"}, method="prompted", preset=preset)
     assert made.train.steps == 0
     assert made.backbone.train == "none"
-    assert made.model.prompt == (preset if preset in ("point", "everything") else "box")
+    kind = preset.removeprefix("given_")
+    assert made.model.prompt == (kind if kind in ("point", "everything") else "box")
+    assert made.model.source == ("points" if preset.startswith("given_") else "mask")
 
 
 def test_configuration_imports_no_torch() -> None:
@@ -195,3 +198,58 @@ def test_it_trains_nothing_and_needs_the_truth() -> None:
     given = batch()
     with pytest.raises(InputError, match="no true mask"):
         method.predict(Batch(given.images, None, given.ids, given.objects))
+
+
+# -- prompts that are given -------------------------------------------------------------------------------------------
+
+
+def given_batch() -> Batch:
+    """Four images: two points, none, one outside point alone, one point."""
+    points = ([[10.0, 20.0, 1], [30.0, 24.0, 1]], [], [[5.0, 5.0, 0]], [[40.0, 41.0, 1]])
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    tensors = tuple(torch.tensor(own, dtype=torch.float32).reshape(-1, 3) for own in points)
+    return Batch(images, None, ("a", "b", "c", "d"), ("tube",), points=tensors)
+
+
+def test_box_around_points_is_wider_by_its_margin_and_stays_inside() -> None:
+    points = torch.tensor([[100.0, 200, 1], [140, 180, 1], [5, 5, 0]])
+    assert box_around(points, 512).tolist() == [90, 170, 150, 210]
+    assert box_around(torch.tensor([[12.5, 25, 1]]), 64).tolist() == [11.25, 23.75, 13.75, 26.25]
+    assert box_around(torch.tensor([[1.0, 510, 1]]), 512).tolist() == [0, 500, 11, 511]
+
+
+@pytest.mark.parametrize("prompt", ["point", "box"])
+def test_given_prompts_decode_each_image_by_its_own_points(prompt: str) -> None:
+    method, given = build(run(source="points", prompt=prompt), ("tube",)), given_batch()
+    assert method.needs.points
+    assert not method.needs.labels_at_predict
+    together = method.predict(given)
+    assert together.shape == (4, 1, 64, 64)
+    assert (together[1:3] == ABSENT).all()
+    for i in (0, 3):
+        assert (together[i] > ABSENT).all()
+        alone = Batch(given.images[i : i + 1], None, ("x",), ("tube",), points=given.points[i : i + 1])
+        torch.testing.assert_close(method.predict(alone)[0], together[i], atol=1e-4, rtol=1e-4)
+
+
+def test_given_points_are_those_sam_is_shown() -> None:
+    """One point as given is the same as a mask of that one pixel drawn at random."""
+    given = given_batch()
+    mask = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+    mask[0, 0, 41, 40] = True
+    drawn = build(run(prompt="point"), ("tube",)).predict(Batch(given.images[3:], mask, ("d",), ("tube",)))
+    shown = build(run(source="points", prompt="point"), ("tube",)).predict(given)[3:]
+    torch.testing.assert_close(shown, drawn, atol=1e-5, rtol=1e-5)
+
+
+def test_given_prompts_refuse_what_they_cannot_mean() -> None:
+    with pytest.raises(InputError, match="2 objects"):
+        build(run(source="points", prompt="point"), ("disc", "cup"))
+    with pytest.raises(InputError, match="everything"):
+        build(run(source="points", prompt="everything"), ("tube",))
+    method = build(run(source="points", prompt="point"), ("tube",))
+    assert tuple(method.stages(run())) == ()
+    with pytest.raises(InputError, match="nothing to train"):
+        method.loss(None, given_batch())
+    with pytest.raises(InputError, match="no points for a"):
+        method.predict(Batch(given_batch().images, None, ("a", "b", "c", "d"), ("tube",)))

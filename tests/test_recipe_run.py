@@ -207,8 +207,8 @@ def test_stages(
     argv = ("experiment", "stages", synapse, "--run", trained, "-o", tmp_path / "stages", "--convention", "transunet")
     assert run(*argv, "--limit", 1, "--split", "test") == 0
     shown = capsys.readouterr().out
-    assert "1 samples, convention default" in shown
-    assert "1 samples, convention transunet" in shown
+    assert "1 scored, convention default" in shown
+    assert "1 scored, convention transunet" in shown
     assert "stage1      stage2  logit_mean   prob_mean" in shown
     rows = json.loads((tmp_path / "stages" / "stages.json").read_text())["rows"]
     assert len(rows) == 2 * 4 * 9

@@ -134,7 +134,8 @@ def inputs(
     from samsans.data.splits import Split
 
     data = _as_trained(data, segmenter.config.data)
-    if part is None and not (data.images or data.volume):
+    as_told = data.images or data.volume or (segmenter.method.needs.points and data != DataConfig(path=data.path))
+    if part is None and not as_told:
         return Path(paths[0]) if len(paths) == 1 else list(paths)
     if len(paths) > 1:
         raise InputError(f"{len(paths)} inputs with --split or --data options", "one data set")

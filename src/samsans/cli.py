@@ -28,8 +28,14 @@ COMMANDS = {
     "models": "backbones, methods and recipes: size, licence, where the weights are, what was published",
     "experiment": "protocols of the papers and controls, each with its table and figure",
     "suggest": "which unlabelled image to annotate next",
+    "benchmark": "train and compare methods on one data set, ranked or over ever worse prompts",
     "demo": "train, predict and evaluate on generated images",
 }
+
+PREDICTION = (  # options of ``predict`` that go by the same name in ``Segmenter.predict_folder``
+    *("objects", "labels", "probabilities", "seed", "batch_size", "view", "largest_component", "mirror", "points"),
+    *("prompt_noise", "prompt_mode", "cache", "overwrite"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -152,9 +158,7 @@ def train_parser(method: str, preset: str) -> Any:
     parser.add_argument("data_folder", type=str, metavar="DATA", help="folder or CSV of images with masks")
     parser.add_argument("-o", "--out", type=str, required=True, metavar="RUN", help="run folder to write")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    parser.add_argument(
-        "--config", type=str, metavar="RECIPE|FILE", help="a recipe by name, or a YAML file of settings"
-    )
+    parser.add_argument("--config", type=str, metavar="RECIPE|FILE", help="a recipe by name, or a YAML file")
     parser.add_argument("--shots", type=int, help="few-shot: training images, at most one a patient")
     parser.add_argument("--steps", type=int, help="optimiser steps")
     parser.add_argument("--epochs", type=int, help="passes over the training images")
@@ -263,12 +267,16 @@ def _predict(argv: list[str]) -> int:
     )
     parser.add_argument("--slice-axis", help="how volumes are cut: auto, axial, coronal, sagittal, 0, 1, 2 (the run's)")
     parser.add_argument("--via", type=int, metavar="PIXELS", help="bring slices to this side first (the run's)")
+    parser.add_argument("--points", metavar="TEMPLATE", help="files of points, e.g. points/{stem}.mrk.json")
+    parser.add_argument("--prompt-noise", metavar="LEVEL", help="points simulated from the masks, L0 (clean) to L5")
+    parser.add_argument("--prompt-mode", help="where simulated points miss: hard, uniform (the run's)")
+    parser.add_argument("--cache", action=BooleanOptionalAction, default=True, help="keep saliency and points in RUN")
     parser.add_argument("--overwrite", action="store_true", help="do again what is already there")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--batch-size", type=int, help="slices a batch")
-    parser.add_argument("--seed", type=int, help="of the draws of supports and samples")
+    parser.add_argument("--seed", type=int, help="of the draws of supports, samples and simulated points")
     _data_options(parser)
     args = _parse(parser, argv)
     if args.samples is not None and args.samples < 1:
@@ -294,17 +302,9 @@ def _predict(argv: list[str]) -> int:
             args.out,
             support=support,
             task=task,
-            objects=args.objects,
-            labels=args.labels,
-            probabilities=args.probabilities,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            view=args.view,
-            largest_component=args.largest_component,
-            mirror=args.mirror,
+            **{name: getattr(args, name) for name in PREDICTION},
             samples=args.samples or 0,
             choose=args.choose,
-            overwrite=args.overwrite,
             on_progress=display.step,
         )
     print(manifest.text())
@@ -316,15 +316,13 @@ def _evaluate(argv: list[str]) -> int:
     parser.add_argument("predictions", type=str, metavar="OUT", help="folder of label maps that predict wrote")
     parser.add_argument("reference", type=str, metavar="REFERENCE", help="folder of masks, or a data set")
     parser.add_argument("-o", "--out", type=str, required=True, metavar="REPORT", help="report folder")
-    parser.add_argument("--convention", default="default", help="default, nnunet, transunet or per_slice")
+    parser.add_argument("--convention", default="default", help="default, nnunet, transunet, per_slice or spd")
     parser.add_argument("--images", type=str, help="images for the pictures, beside a plain folder of masks")
     parser.add_argument("--tolerance", type=float, default=2.0, help="of the surface Dice, in mm")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")
     parser.add_argument("--allow-missing", action="store_true", help="leave references without prediction out")
-    parser.add_argument(
-        "--panels", type=int, nargs="?", const=3, default=0, metavar="N", help="draw the stages of N cases (3)"
-    )
+    parser.add_argument("--panels", type=int, nargs="?", const=3, default=0, metavar="N", help="draw N cases (3)")
     _data_options(parser)
     args = _parse(parser, argv)
     from samsans import api

@@ -27,6 +27,7 @@ from samsans.settings import (
     EpisodeConfig,
     LoraConfig,
     PatchConfig,
+    PromptConfig,
     SliceAxis,
     SplitConfig,
     TrainConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "EpisodeConfig",
     "LoraConfig",
     "PatchConfig",
+    "PromptConfig",
     "RunConfig",
     "SliceAxis",
     "SplitConfig",
@@ -59,6 +61,7 @@ class RunConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     episodes: EpisodeConfig = field(default_factory=EpisodeConfig)
     patches: PatchConfig = field(default_factory=PatchConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)

@@ -25,11 +25,14 @@ class DataConfig:
         classes: Object names with the mask values that belong to each, e.g. ``{disc: [1, 2], cup: [2]}``; null infers.
         annotators: Annotators that one mask holds, each with the values that belong to its answer, e.g. ``{core: [1],
             whole: [1, 2, 4]}``: nested readings of one file (P2SAM on BraTS); objects are then one, called object.
-        threshold: Mask pixels above this value are the object (1), all others none: masks kept as JPEG.
+        points: Template of each image's point prompts relative to ``path``, e.g. ``points/{stem}.mrk.json``: 3D Slicer
+            markups, .fcsv, .csv, or a mask of scribbles; several people's by ``*``, one of them by ``#2`` at the end;
+            null finds them in a folder ``points`` (``points_ann``, ...) or beside the images.
+        threshold: Mask pixels above this value are the object (1), all others none: masks kept as JPEG, soft masks.
         spacing: Voxel size (z, y, x) in mm of files that state none.
         window: Intensities [low, high] shown to the model; null: 8-bit images as they are, others by percentiles 1-99.
-        levels: What a null window goes by: volume (as above), or slice (each slice from its smallest to its largest
-            value).
+        levels: What a null window goes by: volume (as above), slice (each slice from its smallest to its largest
+            value), or positive (percentiles 0.5 and 99.5 of a volume's values above 0, as SPD does for MRI).
         channels: Which channels the model sees: auto (grey repeated, RGB kept) or three channel numbers.
         slice_axis: Axis along which volumes are cut into slices: auto (from spacing and orientation), a plane of the
             patient (axial, coronal, sagittal) or an array axis (0, 1, 2).
@@ -44,10 +47,11 @@ class DataConfig:
     video: str | None = None
     classes: dict[str, list[int]] | None = None
     annotators: dict[str, list[int]] | None = None
-    threshold: int | None = None
+    points: str | None = None
+    threshold: float | None = None
     spacing: list[float] | None = None
     window: list[float] | None = None
-    levels: Literal["volume", "slice"] = "volume"
+    levels: Literal["volume", "slice", "positive"] = "volume"
     channels: list[int] | Literal["auto"] = "auto"
     slice_axis: SliceAxis = "auto"
     cache_gb: float = 2.0
@@ -96,7 +100,8 @@ class BackboneConfig:
         attention: fast (exact, fused) or naive (the library's own, the oracle).
         checkpointing: Recompute encoder blocks in the backward pass to save memory.
         train: lora (base frozen), all (from-scratch backbones), or none.
-        statistics: What grey levels become: sam (SAM's mean and deviation) or unit (0 to 1, as in SAMed and H-SAM).
+        statistics: What grey levels become: sam (SAM's mean and deviation), unit (0 to 1, as in SAMed and H-SAM) or
+            symmetric (-1 to 1, as in SPD).
         resampling: linear (antialiased; logits brought back bilinearly) or spline (images by cubic splines, labels and
             results by nearest neighbours with aligned corners, as SAMed and H-SAM do).
         via: Side in pixels that slices are brought to before S, so that S shows no more detail than this (SAMed).
@@ -111,7 +116,7 @@ class BackboneConfig:
     attention: Literal["fast", "naive"] = "fast"
     checkpointing: bool = False
     train: Literal["lora", "all", "none"] = "lora"
-    statistics: Literal["sam", "unit"] = "sam"
+    statistics: Literal["sam", "unit", "symmetric"] = "sam"
     resampling: Literal["linear", "spline"] = "linear"
     via: int | None = None
     via_predict: int | None = None
@@ -170,8 +175,9 @@ class AugmentConfig:
         scale: Largest relative change of size.
         shift: Largest shift, share of the side.
         intensity: Largest relative change of brightness and contrast.
-        policy: affine (the five above; in the planes of 3D patches), or the published recipe of hsam, samed or autosam,
-            or for patches nnunet (nnU-Net's list of spatial and intensity changes), which ignore them.
+        policy: affine (the five above; in the planes of 3D patches), spd (flip, then half of the time a rotation; the
+            rest is ignored), or the published recipe of hsam, samed or autosam, or for patches nnunet (nnU-Net's list
+            of spatial and intensity changes), which ignore them.
         elastic_labels: hsam: nearest, or truncated (bilinear, then cut to whole numbers, as the released code does).
     """
 
@@ -180,7 +186,7 @@ class AugmentConfig:
     scale: float = 0.0
     shift: float = 0.0
     intensity: float = 0.0
-    policy: Literal["affine", "hsam", "samed", "autosam", "nnunet"] = "affine"
+    policy: Literal["affine", "hsam", "samed", "autosam", "spd", "nnunet"] = "affine"
     elastic_labels: Literal["nearest", "truncated"] = "nearest"
 
 
@@ -203,8 +209,11 @@ class TrainConfig:
         eps: Of adam and adamw, added to what their steps are divided by.
         weight_decay: Not applied to parameters marked as exempt.
         schedule: Learning rate after warm-up: constant, cosine (to zero), poly (power 0.9, to zero), poly_epoch (the
-            same, constant inside an epoch, as nnU-Net does) or samed (power
-            0.9, begun after warm-up but as long as the run, so that it ends above zero, as in SAMed and H-SAM).
+            same, constant inside an epoch, as nnU-Net does), plateau (times ``plateau_factor`` whenever the loss on
+            held-out slices has not fallen for more than ``plateau_patience`` validations) or samed (power 0.9, begun
+            after warm-up but as long as the run, so that it ends above zero, as in SAMed and H-SAM).
+        plateau_factor: See ``schedule``.
+        plateau_patience: See ``schedule``.
         warmup: Steps of linear warm-up.
         clip: Largest gradient norm; 0 never clips.
         precision: fp32, or bf16 autocast.
@@ -233,7 +242,9 @@ class TrainConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     weight_decay: float = 5e-4
-    schedule: Literal["constant", "cosine", "poly", "poly_epoch", "samed"] = "constant"
+    schedule: Literal["constant", "cosine", "poly", "poly_epoch", "plateau", "samed"] = "constant"
+    plateau_factor: float = 0.5
+    plateau_patience: int = 4
     warmup: int = 100
     clip: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -276,3 +287,23 @@ class PatchConfig:
     per_epoch: int = 250
     overlap: float = 0.5
     mirror: bool = False
+
+
+@dataclass
+class PromptConfig:
+    """Point prompts, for methods that are prompted with points.
+
+    Args:
+        source: files (``data.points``), noise (simulated from the masks), or auto: files where there are any, else
+            noise.
+        level: Severity of the simulated noise, L0 (clean) to L5.
+        mode: Where off-target points fall: uniform (in the body near the object), or hard (on similar tissue).
+        draw: Which draw of the noise, when predicting; training takes a new one every epoch.
+        keep: At most so many points a slice; null: all.
+    """
+
+    source: Literal["auto", "files", "noise"] = "auto"
+    level: Literal["L0", "L1", "L2", "L3", "L4", "L5"] = "L2"
+    mode: Literal["uniform", "hard"] = "hard"
+    draw: int = 0
+    keep: int | None = None

@@ -69,6 +69,20 @@ class ClassInfo:
 
 
 @dataclass(frozen=True)
+class PointFiles:
+    """Where one person's points of a case are.
+
+    paths: one file, or several of a stack's slices.  slices: the slice of each of these; empty: of the whole image.
+    person: who, ``""`` where nobody is named.  member: whose, in a file that holds several people's (from 0).
+    """
+
+    paths: tuple[Path, ...]
+    slices: tuple[int, ...] = ()
+    person: str = ""
+    member: int = 0
+
+
+@dataclass(frozen=True)
 class Case:
     """One image to segment or learn from: paths only, nothing is read.
 
@@ -77,6 +91,8 @@ class Case:
     labels: one entry per annotator, each with as many files as slices (one, unless ``stacked``); empty if unlabelled.
     threshold: file values above it are the object, 1, all others 0 (``data.threshold``).  answers: for each annotator
         the file values that are its object, 1, all others 0, where one file holds several (``data.annotators``).
+    points: files of point prompts, one entry a person; empty where there are none.
+    positions: where the slices of a stack lie, in any unit; empty where that is not known, or evenly.
     video: id of the video that it is a frame of; empty where it is none.  frame: its number there; where ``images`` is
         the video itself and no picture, it is read out of it.
     """
@@ -86,8 +102,10 @@ class Case:
     images: tuple[Path, ...]
     labels: tuple[tuple[Path, ...], ...] = ()
     stacked: bool = False
-    threshold: int | None = None
+    threshold: float | None = None
     answers: tuple[tuple[int, ...], ...] = ()
+    points: tuple[PointFiles, ...] = ()
+    positions: tuple[float, ...] = ()
     video: str = ""
     frame: int | None = None
 
@@ -138,6 +156,10 @@ class Batch:
     annotations: ``(B, A, N, S, S)`` bool, what each annotator drew (``masks`` being the first one's), for methods with
         ``needs.annotators``.  drawn: ``(B, A)`` bool, where there is such an annotator; images with fewer than A have
         empty annotations in the rest of the places.
+    points: for methods with ``needs.points``, of each image ``(K, 3)`` float32: x and y in model pixels (the centre of
+        the top left one is 0, 0) and the label, 1 inside, 0 outside.
+    following: ``(B,)`` int64, which image of the batch is the next slice of the same volume, -1 for none; of batches of
+        neighbouring slices alone.
     """
 
     images: Tensor
@@ -148,15 +170,19 @@ class Batch:
     valid: Tensor | None = None
     annotations: Tensor | None = None
     drawn: Tensor | None = None
+    points: tuple[Tensor, ...] | None = None
+    following: Tensor | None = None
 
     def to(self, device: Any) -> Batch:
         """The same batch with its tensors on ``device``."""
         import dataclasses
 
         moved: dict[str, Any] = {}
-        for name in ("images", "masks", "targets", "valid", "annotations", "drawn"):
+        for name in ("images", "masks", "targets", "valid", "annotations", "drawn", "following"):
             tensor = getattr(self, name)
             moved[name] = None if tensor is None else tensor.to(device)
+        if self.points is not None:
+            moved["points"] = tuple(points.to(device) for points in self.points)
         return dataclasses.replace(self, **moved)
 
 
@@ -209,6 +235,7 @@ class Needs:
     exclusive: every pixel has one class; masks do not overlap, and the highest logit (background: 0) decides.
     annotators: it learns from the masks of several annotators (``Batch.annotations``); slices on which none of them
         drew anything are left out of its training, unless the method's configuration has ``train_on_empty``.
+    points: it is prompted with points (``Batch.points``), read from files or simulated from masks.
     samples: it has ``sample(batch, seeds, count)``: ``(B, K, N, S, S)`` float32 logits of K plausible answers.
     """
 
@@ -218,6 +245,7 @@ class Needs:
     volumes: bool = False
     annotators: bool = False
     samples: bool = False
+    points: bool = False
 
 
 @dataclass(frozen=True)
@@ -267,6 +295,7 @@ class Stage:
 
     images: learn from the first so many training slices alone, in their order; ``None``: all.
     begins: from the ``last`` weights of the stage before, or its ``best`` ones where slices were held out.
+    batches: of single slices, or of pairs of neighbouring slices with their points (``Batch.following``).
     selects: what chooses the best weights on held-out slices: the mean ``dice`` of what is predicted; of samples the
         generalised energy distance ``ged``, lowest; or nothing: the ``last`` are the best.  Each stage chooses anew;
         the run's best are the last stage's.
@@ -277,6 +306,7 @@ class Stage:
     share: float = 1.0
     images: int | None = None
     begins: Literal["last", "best"] = "last"
+    batches: Literal["slices", "pairs"] = "slices"
     selects: Literal["dice", "ged", "last"] = "dice"
 
 

@@ -249,6 +249,15 @@ METHODS: dict[str, MethodEntry] = {
             summary="A distribution over prompts: several plausible masks of an ambiguous lesion",
         ),
         MethodEntry(
+            name="spd",
+            title="Learning from Noisy Prompts: Saliency-Guided Prompt Distillation for Robust Segmentation with SAM",
+            arxiv="2604.23314",
+            module="samsans.methods.spd.model",
+            config="samsans.methods.spd.config:SpdConfig",
+            presets=("paper", "scratch"),
+            summary="Robust to noisy prompts: a saliency prior distils points across slices",
+        ),
+        MethodEntry(
             name="prob_unet",
             title="A Probabilistic U-Net for Segmentation of Ambiguous Images",
             arxiv="1806.05034",
@@ -281,8 +290,8 @@ METHODS: dict[str, MethodEntry] = {
             arxiv="2304.02643",
             module="samsans.methods.prompted",
             config="samsans.methods.prompted.config:PromptedConfig",
-            presets=("paper", "box", "point", "everything", "medsam"),
-            summary="Baseline: SAM prompted with boxes or points drawn from the true mask, or with a grid of points",
+            presets=("paper", "box", "point", "everything", "medsam", "given_point", "given_box"),
+            summary="Baseline: SAM prompted from the true mask, with points as given, or with a grid of points",
         ),
     )
 }

@@ -1,6 +1,13 @@
 """Backbones: ``encode`` images, ``decode`` prompts; adapters; weights."""
 
-from samsans.backbones.adapters import adapter_state, add_lora, load_adapter_state, merge_adapters, merge_lora
+from samsans.backbones.adapters import (
+    adapter_state,
+    add_lora,
+    drop_lora,
+    load_adapter_state,
+    merge_adapters,
+    merge_lora,
+)
 from samsans.backbones.base import Backbone, LoadReport
 from samsans.backbones.checkpoints import load_backbone
 from samsans.backbones.sam import Sam
@@ -13,6 +20,7 @@ __all__ = [
     "Sam2",
     "adapter_state",
     "add_lora",
+    "drop_lora",
     "load_adapter_state",
     "load_backbone",
     "merge_adapters",

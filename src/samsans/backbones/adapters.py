@@ -121,18 +121,34 @@ def merge_lora(sam: AnyBackbone) -> AnyBackbone:
     """
     _ = sam.base_hash
     merge_adapters(sam.model)
-    for layer in sam.encoder_blocks:
-        if isinstance(layer.attn.qkv, SplitQkv):
-            layer.attn.qkv = layer.attn.qkv.fuse()
+    _fuse_qkv(sam)
     return sam
 
 
 @torch.no_grad()
-def merge_adapters(network: Any) -> None:
-    """Replace every adapted layer inside a module by its base layer with the adapter added; same up to rounding."""
+def drop_lora(sam: AnyBackbone) -> AnyBackbone:
+    """Take the adapters out and fuse ``qkv`` again: the base weights, bit for bit; modifies and returns ``sam``."""
+    merge_adapters(sam.model, add=False)
+    _fuse_qkv(sam)
+    return sam
+
+
+def _fuse_qkv(sam: Backbone) -> None:
+    for layer in sam.encoder_blocks:
+        if isinstance(layer.attn.qkv, SplitQkv):
+            layer.attn.qkv = layer.attn.qkv.fuse()
+
+
+@torch.no_grad()
+def merge_adapters(network: Any, add: bool = True) -> None:
+    """Replace every adapted layer inside a module by its base layer with the adapter added; same up to rounding.
+
+    add: if false, the adapters are left out.
+    """
     for name, module in list(network.named_modules()):
         if isinstance(module, LoraLayer):
-            module.merge()
+            if add:
+                module.merge()
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, module.get_base_layer())
 

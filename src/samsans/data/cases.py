@@ -15,11 +15,13 @@ from samsans.config import DataConfig
 from samsans.data import classes as objects
 from samsans.data import layouts
 from samsans.data.pairs import Found, Pair, part_of
+from samsans.data.point_files import with_points
 from samsans.data.videos import frames_of, video_cases
 from samsans.errors import InputError
+from samsans.io import points as points_io
 from samsans.io.geometry import affine_of_spacing
 from samsans.io.video import FrameFiles, Video, open_video
-from samsans.types import Case, ClassInfo, VideoCase, Volume
+from samsans.types import Case, ClassInfo, Points, VideoCase, Volume
 
 SCANNED = 64  # label files read to infer the objects
 UNLABELLED = "no masks: the cases can be segmented, not learned from"
@@ -93,19 +95,44 @@ class Dataset:
         ``data.threshold`` or ``data.annotators`` says how its one object is read."""
         if not case.labels:
             raise InputError(f"{case.id} has no mask", "a labelled case")
-        stored = self._stored(case.labels[annotator])
+        stored = self._stored(case.labels[annotator], case.threshold is not None)
         return replace(stored, array=objects.read_as(stored.array, case, annotator))
+
+    def read_points(self, case: Case, volume: Volume, person: int = 0) -> Points:
+        """The point prompts of one ``person`` (of ``case.points``) on the grid of ``volume``, the image of ``case``.
+
+        None where the case has no points.  Those outside the image are left out (``placed_points`` tells of them).
+        Raises InputError that names the file where one cannot be used, or where there is no such person.
+        """
+        if not case.points and person == 0:
+            return points_io.join([])
+        return self.placed_points(case, volume, person)[0]
+
+    def placed_points(self, case: Case, volume: Volume, person: int = 0) -> tuple[Points, tuple[str, ...]]:
+        """``read_points``, and notes for people on points that were left out."""
+        if not 0 <= person < len(case.points):
+            raise InputError(f"{case.id} has points of {len(case.points)} people, not of number {person + 1}")
+        files = case.points[person]
+        if not files.slices:
+            return points_io.read_points(files.paths[0], volume, files.member)
+        parts: list[Points] = []
+        notes: list[str] = []
+        for path, index in zip(files.paths, files.slices, strict=True):
+            points, found = points_io.read_points(path, io.read_image(case.images[index]), files.member)
+            parts.append(replace(points, positions=points.positions + np.array([index, 0.0, 0.0])))
+            notes += found
+        return points_io.join(parts), tuple(notes)
 
     def read_annotations(self, case: Case) -> tuple[Volume, ...]:
         """The label maps of all annotators of a case, in their order; empty where it has no mask.  A file that holds
         several of them is read once."""
-        stored = {files: self._stored(files) for files in dict.fromkeys(case.labels)}
+        stored = {files: self._stored(files, case.threshold is not None) for files in dict.fromkeys(case.labels)}
         volumes = [stored[files] for files in case.labels]
         return tuple(replace(v, array=objects.read_as(v.array, case, a)) for a, v in enumerate(volumes))
 
-    def _stored(self, files: Sequence[Path]) -> Volume:
-        """The values that stand in the files of one label map ``(D, H, W)``."""
-        volumes = [io.read_labels(path) for path in files]
+    def _stored(self, files: Sequence[Path], fractions: bool) -> Volume:
+        """The values that stand in the files of one label map ``(D, H, W)``; ``fractions``: need not be whole."""
+        volumes = [io.read_labels(path, fractions=fractions) for path in files]
         affine = volumes[0].affine
         if affine is None and self.spacing is not None:
             affine = affine_of_spacing(self.spacing)
@@ -182,12 +209,13 @@ def find_cases(config: DataConfig, *, infer: bool = True) -> Dataset:
     found = layouts.recognise(root, config.images, config.labels)
     cases, parts, notes = _cases(found, config)
     _require_unique(cases)
+    cases, more = with_points(cases, root, config.points, config.images)
     spacing = None
     if config.spacing is not None:
         affine_of_spacing(config.spacing)  # three positive lengths, or an error
         z, y, x = config.spacing
         spacing = (z, y, x)
-    notes = [*found.notes, *notes]
+    notes = [*found.notes, *notes, *more]
     videos = video_cases(cases, found.videos)
     dataset = Dataset(root, found.layout, cases, (), tuple(notes), parts, found.orphans, spacing, videos)
     if reading := _one_object_by(config):
@@ -232,16 +260,17 @@ def _cases(found: Found, config: DataConfig) -> tuple[tuple[Case, ...], dict[str
     """Cases with their patients, stacked where ``config.volume`` says so; their declared parts; notes for people."""
     notes: list[str] = []
     pattern = _regex("data.patient", config.patient)
+    places: dict[str, tuple[float, ...]] = {}
     if config.volume is not None:
         if config.video is not None:
             raise InputError("data.video beside data.volume", "one of them: frames one by one, or stacks of slices")
-        pairs, note = _stack(found.pairs, _regex("data.volume", config.volume, groups=2))
+        pairs, places, note = _stack(found.pairs, _regex("data.volume", config.volume, groups=2))
         notes += [note] if note else []
     else:
         pairs = [(pair, False) for pair in frames_of(found.pairs, _regex("data.video", config.video, groups=2))]
     answers = tuple(tuple(sorted(values)) for values in (config.annotators or {}).values())
     if config.threshold is not None:
-        notes.append(f"mask values above {config.threshold} are the object (data.threshold)")
+        notes.append(f"mask values above {config.threshold:g} are the object (data.threshold)")
     if config.annotators:
         named = ", ".join(f"{name} {sorted(values)}" for name, values in config.annotators.items())
         notes.append(f"{len(answers)} annotators of one mask by its values: {named}")
@@ -274,8 +303,8 @@ def _cases(found: Found, config: DataConfig) -> tuple[tuple[Case, ...], dict[str
                 "Leave out data.annotators, or name one mask each with data.labels",
             )
         raters *= max(len(answers), 1)
-        how = (stacked, config.threshold, answers, pair.video, pair.frame)
-        cases.append(Case(pair.id, patient, pair.images, raters, *how))
+        case = Case(pair.id, patient, pair.images, raters, stacked, config.threshold, answers)
+        cases.append(replace(case, positions=places.get(pair.id, ()), video=pair.video, frame=pair.frame))
     if "folders" in guessed:
         notes.append("the first folder of each case is taken as its patient; data.patient says otherwise")
     if "none" in guessed and config.volume is None:
@@ -284,8 +313,11 @@ def _cases(found: Found, config: DataConfig) -> tuple[tuple[Case, ...], dict[str
     return tuple(cases), parts, notes
 
 
-def _stack(pairs: Sequence[Pair], pattern: re.Pattern[str] | None) -> tuple[list[tuple[Pair, bool]], str]:
-    """Files that share the first group of ``pattern`` as one volume, in order of the number in its second group.
+def _stack(
+    pairs: Sequence[Pair], pattern: re.Pattern[str] | None
+) -> tuple[list[tuple[Pair, bool]], dict[str, tuple[float, ...]], str]:
+    """Files that share the first group of ``pattern`` as one volume, in order of the number in its second group; these
+    numbers by volume; a note.
 
     Further groups divide what the first one names, e.g. the frames of a heart by their phase.
     """
@@ -303,12 +335,14 @@ def _stack(pairs: Sequence[Pair], pattern: re.Pattern[str] | None) -> tuple[list
         whole[name] = hit[1]
         volumes.setdefault(name, []).append((int(hit[2]), pair))
     out, partly = [], []
+    places = {}
     for name, numbered in volumes.items():
         numbered.sort(key=lambda item: item[0])
         repeated = [n for n, count in Counter(n for n, _ in numbered).items() if count > 1]
         if repeated:
             raise InputError(f"volume {name!r} has slice {repeated[0]} more than once", "one file a slice number")
         ordered = [pair for _, pair in numbered]
+        places[name] = tuple(float(number) for number, _ in numbered)
         raters = min(len(p.labels) for p in ordered)
         if raters == 0 and any(p.labels for p in ordered):
             partly.append(name)
@@ -320,7 +354,7 @@ def _stack(pairs: Sequence[Pair], pattern: re.Pattern[str] | None) -> tuple[list
         part = _shared(name, "parts of the split", {p.part for p in ordered if p.part is not None})
         out.append((Pair(name, images, labels, patient, part, likely), True))
     note = f"{len(partly)} stacks have masks on some slices only and count as unlabelled: {', '.join(partly[:5])}"
-    return out, note if partly else ""
+    return out, places, note if partly else ""
 
 
 def _shared(volume: str, what: str, found: set[str]) -> str | None:

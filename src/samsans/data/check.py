@@ -8,16 +8,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from samsans import io
 from samsans.config import DataConfig
 from samsans.data.agreement import Agreement, Joint, agree, joint_counts
 from samsans.data.cases import UNLABELLED, Dataset, evenly, find_cases, grid_shift, require_same_grid
 from samsans.data.classes import infer_classes, value_counts
+from samsans.data.pairs import looks_paired
+from samsans.data.point_counts import Placed, PointCount, place, tally, troubles
 from samsans.data.videos import VideoCount, count_frames, video_lines
 from samsans.errors import InputError
 from samsans.types import Case, ClassInfo, Progress, VideoCase, Volume
@@ -57,7 +57,8 @@ class CheckReport:
     """What was understood of a data set and what is wrong with it.
 
     sizes, spacings: how many cases have which size (slices x rows x columns) and voxel size (z x y x).
-    agreement: of several annotators; None where no case has several.  videos: how many frames each has.
+    agreement: of several annotators; None where no case has several.  points: prompts of each person, on and off the
+    target.  videos: how many frames each has.
     """
 
     path: str
@@ -71,6 +72,7 @@ class CheckReport:
     notes: tuple[str, ...]
     problems: tuple[Problem, ...]
     agreement: Agreement | None = None
+    points: tuple[PointCount, ...] = ()
     videos: tuple[VideoCount, ...] = ()
 
     @property
@@ -97,6 +99,7 @@ class CheckReport:
             where = f"in {c.cases} of {self.labelled} cases{first}"
             lines.append(f"object {c.name} (value {values}): {where}, {c.share:.2%} of the pixels")
         lines += self.agreement.lines() if self.agreement is not None else []
+        lines += [count.text() for count in self.points]
         lines += [f"({note})" for note in self.notes]
         for severity in SEVERITIES:
             kinds = dict.fromkeys(p.kind for p in self.problems if p.severity == severity)
@@ -125,6 +128,7 @@ class _Facts:
     digest: str = ""
     pixels: dict[int, int] | None = None
     joints: tuple[Joint, ...] = ()
+    points: tuple[Placed, ...] = ()
     problems: tuple[Problem, ...] = ()
 
 
@@ -157,6 +161,7 @@ def check(config: DataConfig, *, on_progress: Callable[[Progress], None] | None 
         *_masks(drawn, classes),
         *_duplicates(facts),
         *_ranges(facts, config),
+        *(Problem(*told) for f in facts for told in troubles(f.points)),
     ]
     problems.sort(key=lambda p: SEVERITIES.index(p.severity))
     sizes = Counter(_size(f.shape) for f in facts if f.shape)
@@ -173,6 +178,7 @@ def check(config: DataConfig, *, on_progress: Callable[[Progress], None] | None 
         notes=tuple(notes),
         problems=tuple(problems),
         agreement=agree((len(c.labels) for c in dataset.cases), [f.joints for f in facts if f.joints], classes),
+        points=tally((p for f in facts for p in f.points), classes),
         videos=tuple(found for found in videos if isinstance(found, VideoCount)),
     )
 
@@ -224,6 +230,7 @@ def _look(dataset: Dataset, case: Case, config: DataConfig) -> _Facts:
             facts = replace(facts, pixels=value_counts(labels.array))
     if len(drawn) == len(case.labels) and len({array.shape for array in drawn}) == 1:
         facts = replace(facts, joints=joint_counts(drawn))
+    facts = replace(facts, points=place(dataset, case, image, drawn[0] if facts.pixels is not None else None))
     return replace(facts, problems=tuple(problems))
 
 
@@ -259,7 +266,7 @@ def _grid(case: Case, image: Volume, labels: Volume) -> list[Problem]:
 def _pairs(dataset: Dataset) -> list[Problem]:
     """Images without a mask, where the others have one, and masks without an image."""
     if not dataset.labelled and not dataset.orphans:
-        todo = _looks_paired(dataset)
+        todo = looks_paired({c.id: c.images[0] for c in dataset.cases})
         found = "the names of some files look like those of masks"
         return [Problem("warning", "no image has a mask", "", found, todo)] if todo else []
     bare = [c for c in dataset.cases if not c.labels and dataset.parts.get(c.id) != "test"]
@@ -271,29 +278,6 @@ def _pairs(dataset: Dataset) -> list[Problem]:
             for p in dataset.orphans
         ),
     ]
-
-
-def _looks_paired(dataset: Dataset) -> str:
-    """Advice where most names are those of others with one and the same ending, as masks have: ``a``, ``a_drawn``."""
-    paths = {c.id: c.images[0] for c in dataset.cases}
-    endings: Counter[tuple[str, str, str]] = Counter()
-    for id, path in paths.items():
-        for cut in (i for i, letter in enumerate(id) if letter in "_-"):
-            image = paths.get(id[:cut])
-            if image is not None:
-                endings[id[cut:], _suffix(path), _suffix(image)] += 1
-    (ending, suffix, image_suffix), count = max(endings.items(), key=lambda item: item[1], default=(("", "", ""), 0))
-    if count < 2 or 4 * count < len(paths):
-        return ""
-    nested = "**/" if any("/" in id for id in paths) else ""
-    return (
-        f"If the files ending in {ending}{suffix} are masks: --data.images '{nested}*{image_suffix}' "
-        f"--data.labels '{{parent}}/{{stem}}{ending}{suffix}'"
-    )
-
-
-def _suffix(path: Path) -> str:
-    return path.name[len(io.stem(path)) :]
 
 
 def _values(facts: Iterable[_Facts]) -> set[int]:

@@ -177,3 +177,25 @@ def group_channels(images: Mapping[str, Path], labels: Iterable[str]) -> dict[st
     if len(channels) > 1 or len(first) > MOST_CHANNELS or first != tuple(f"{i:04d}" for i in range(len(first))):
         return {name: (path,) for name, path in images.items()}
     return {name: tuple(c[k] for k in first) for name, c in grouped.items()}
+
+
+def looks_paired(paths: Mapping[str, Path]) -> str:
+    """Advice where most names are those of others with one and the same ending, as masks have: ``a``, ``a_drawn``."""
+    endings: Counter[tuple[str, str, str]] = Counter()
+    for id, path in paths.items():
+        for cut in (i for i, letter in enumerate(id) if letter in "_-"):
+            image = paths.get(id[:cut])
+            if image is not None:
+                endings[id[cut:], _suffix(path), _suffix(image)] += 1
+    (ending, suffix, image_suffix), count = max(endings.items(), key=lambda item: item[1], default=(("", "", ""), 0))
+    if count < 2 or 4 * count < len(paths):
+        return ""
+    nested = "**/" if any("/" in id for id in paths) else ""
+    return (
+        f"If the files ending in {ending}{suffix} are masks: --data.images '{nested}*{image_suffix}' "
+        f"--data.labels '{{parent}}/{{stem}}{ending}{suffix}'"
+    )
+
+
+def _suffix(path: Path) -> str:
+    return path.name[len(io.stem(path)) :]

@@ -137,6 +137,16 @@ class SliceDataset(Sequence[Slice]):
         return tuple(e.id for e in self._entries)
 
     @cached_property
+    def places(self) -> tuple[tuple[str, int], ...]:
+        """Case id of every slice, and its number in the case."""
+        return tuple((e.case.id, e.index) for e in self._entries)
+
+    @cached_property
+    def depths(self) -> dict[str, int]:
+        """How many slices each case has, kept or not."""
+        return {e.case.id: e.depth for e in self._entries}
+
+    @cached_property
     def patients(self) -> tuple[str, ...]:
         """Patient of every slice."""
         return tuple(e.case.patient for e in self._entries)

@@ -17,8 +17,10 @@ from samsans.errors import InputError
 
 PERCENTILES = (1.0, 99.0)  # of a volume, decision D-26
 EXTREMES = (0.0, 100.0)  # of a slice
+POSITIVE = (0.5, 99.5)  # of the values of a volume above 0
 MEAN = (123.675, 116.28, 103.53)  # ImageNet, 0..255, as in SAM
 STD = (58.395, 57.12, 57.375)
+STATISTICS = {"sam": (MEAN, STD), "unit": ((0.0,) * 3, (255.0,) * 3), "symmetric": ((127.5,) * 3, (127.5,) * 3)}
 
 Levels = tuple[np.ndarray, np.ndarray]
 
@@ -30,9 +32,10 @@ class Preprocess:
     input_size: side S in pixels.  resize: ``squash`` to S x S (decision D-02), or ``pad``: longest side to S, zeros at
     the bottom and the right after normalising, as SAM does.
     window: intensities [low, high] shown as black and white; ``None`` takes them from the image.
-    stretch: without a window, one pair of levels a ``volume``, or one a ``slice``.
+    stretch: without a window, one pair of levels a ``volume``, one of its ``positive`` values, or one a ``slice``.
     channels: ``auto`` (grey repeated, three channels kept), or the numbers of one or three channels.
-    statistics: ``sam`` takes off ImageNet's mean and divides by its deviation, ``unit`` divides by 255.
+    statistics: ``sam`` takes off ImageNet's mean and divides by its deviation, ``unit`` divides by 255, ``symmetric``
+    brings black to -1 and white to 1 (section 4 of SPD's supplement).
     resampling: ``linear`` (antialiased bilinear, half pixels aligned), or ``spline`` (cubic splines, nearest neighbours
     for labels and results, corners aligned, as SAMed and H-SAM).  via: side that slices are brought to before S.
     """
@@ -41,10 +44,10 @@ class Preprocess:
     resize: Literal["squash", "pad"] = "squash"
     window: tuple[float, float] | None = None
     channels: tuple[int, ...] | Literal["auto"] = "auto"
-    statistics: Literal["sam", "unit"] = "sam"
+    statistics: Literal["sam", "unit", "symmetric"] = "sam"
     resampling: Literal["linear", "spline"] = "linear"
     via: int | None = None
-    stretch: Literal["volume", "slice"] = "volume"
+    stretch: Literal["volume", "slice", "positive"] = "volume"
 
     @classmethod
     def of(cls, config: RunConfig, input_size: int, predicting: bool = False) -> Preprocess:
@@ -56,10 +59,10 @@ class Preprocess:
         via = backbone.via_predict if predicting and backbone.via_predict is not None else backbone.via
         if via is not None and via < 1:
             raise InputError(f"slices are to go via {via} pixels", "at least 1", "See backbone.via and via_predict")
-        if data.window is not None and (len(data.window) != 2 or data.levels == "slice"):
+        if data.window is not None and (len(data.window) != 2 or data.levels != "volume"):
             raise InputError(
                 f"data.window is {data.window}, data.levels {data.levels}",
-                "two intensities, low and high, or the levels of each slice",
+                "two intensities, low and high, or other levels",
                 "Set data.window to null, or data.levels to volume",
             )
         return cls(
@@ -78,13 +81,15 @@ class Preprocess:
 
         The window where given; 0 and 255 for 8-bit pictures (one slice, or colour); else percentiles 1 and 99 of the
         finite values (decision D-26), by channel, save that the three channels of a picture share theirs.  ``None``
-        where each slice has its own.
+        where each slice has its own.  positive: percentiles 0.5 and 99.5 of the values above 0, of 8-bit pictures too.
         """
         if self.stretch == "slice":
             return None
         depth, channels = array.shape[0], array.shape[3]
         if self.window is not None:
             low, high = (np.array([v], np.float32) for v in self.window)
+        elif self.stretch == "positive":
+            return _stretched(array, POSITIVE, positive=True)
         elif array.dtype == np.uint8 and (depth == 1 or channels == 3):
             low, high = np.zeros(1, np.float32), np.full(1, 255, np.float32)
         else:
@@ -149,8 +154,7 @@ class Preprocess:
 
         valid: ``(B, 2)`` int64, height and width of the image part; ``None``: no padding.
         """
-        values = (MEAN, STD) if self.statistics == "sam" else ((0.0,) * 3, (255.0,) * 3)
-        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in values)
+        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in STATISTICS[self.statistics])
         out = (images.float() - mean) / std
         return out if valid is None else out * inside(valid, images.shape[-1])[:, None]
 
@@ -217,10 +221,12 @@ def _nearest(size: int, wanted: int) -> np.ndarray:
     return (2 * np.arange(wanted) + 1) * size // (2 * wanted)
 
 
-def _stretched(array: np.ndarray, percentiles: tuple[float, float]) -> Levels:
-    """Two percentiles of a volume ``(D, H, W, C)`` by channel; those of a picture of three channels are shared."""
+def _stretched(array: np.ndarray, percentiles: tuple[float, float], positive: bool = False) -> Levels:
+    """Two percentiles of a volume ``(D, H, W, C)`` by channel; those of a picture of three channels are shared.
+    positive: of the values above 0 alone."""
     depth, channels = array.shape[0], array.shape[3]
     groups = [array] if depth == 1 and channels == 3 else [array[..., c] for c in range(channels)]
+    groups = [g[g > 0] for g in groups] if positive else groups
     return _apart(*np.stack([_percentiles(g, percentiles) for g in groups], 1))
 
 

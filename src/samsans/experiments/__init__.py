@@ -21,6 +21,7 @@ EXPERIMENTS = {
     "nnunet": "samsans.experiments.nnunet:nnunet",
     "mirroring": "samsans.experiments.mirroring:mirroring",
     "prompts": "samsans.experiments.prompts:prompts",
+    "distillation": "samsans.experiments.distillation:distillation",
     "grid": "samsans.experiments.grid:grid",
     "stability": "samsans.experiments.stability:stability",
     "relevance": "samsans.experiments.relevance:relevance",
@@ -30,6 +31,7 @@ EXPERIMENTS = {
 }
 OWN_OPTIONS = {  # which only some experiments take
     "nnunet": ("python", "minutes", "threads", "mirror"),
+    "distillation": ("prompt_noise",),
     "ablation": ("table", "steps", "minutes", "also"),
     "grid": ("retrain", "steps", "minutes"),
     "relevance": ("unrelated",),
@@ -101,6 +103,9 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--minutes", type=float, help="nnunet, ablation, grid: training time (as the run was trained)")
     parser.add_argument("--steps", type=int, help="ablation, grid: steps of each training (as the run was trained)")
     parser.add_argument("--threads", type=int, help="nnunet: of a training on a CPU, data included (all cores)")
+    parser.add_argument(
+        "--prompt-noise", metavar="LEVEL", help="distillation: of simulated points, L0 to L5 (the run's)"
+    )
     parser.add_argument("--mirror", action="store_true", default=None, help="nnunet: predict with mean over mirrorings")
     parser.add_argument("--table", type=str, help="ablation: modules, context, qualities, strategies or pretrained")
     parser.add_argument(
@@ -126,7 +131,9 @@ def run(name: str, data: DataConfig, run_folder: Path, out: Path, **options: Any
     given = {option: value for option, value in own.items() if value is not None}
     for option in given.keys() - OWN_OPTIONS.get(name, ()):
         takers = [other for other, taken in OWN_OPTIONS.items() if option in taken]
-        raise InputError(f"--{option} for the experiment {name}", f"it with {' or '.join(takers)} alone")
+        raise InputError(
+            f"--{option.replace('_', '-')} for the experiment {name}", f"it with {' or '.join(takers)} alone"
+        )
     module, _, function = EXPERIMENTS[name].partition(":")
     experiment = getattr(importlib.import_module(module), function)
     return experiment(Request(data, run_folder, out, **options), **given)

@@ -138,7 +138,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _text(convention: str, summaries: Mapping[str, Summary], seconds: Mapping[str, float]) -> str:
     first = next(iter(summaries.values()))
-    lines = [f"{first.n} samples, convention {convention}"]
+    lines = [f"{first.n} scored, convention {convention}"]
     for metric, (title, digits) in SHOWN.items():
         unit = f" [{first.unit}]" if metric == "hd95_mm" else ""
         lines += ["", f"{title + unit:16}" + "".join(f"{answer:>12}" for answer in summaries)]
@@ -152,7 +152,7 @@ def _markdown(convention: str, summaries: Mapping[str, Summary], seconds: Mappin
     first = next(iter(summaries.values()))
     heads = [f"{title} {answer}" for title, _ in SHOWN.values() for answer in summaries]
     times = ", ".join(f"{answer} {seconds[answer]:.2f}" for answer in summaries)
-    lines = [f"{first.n} samples, convention `{convention}`, distances in {first.unit}; seconds a case: {times}.", ""]
+    lines = [f"{first.n} scored, convention `{convention}`, distances in {first.unit}; seconds a case: {times}.", ""]
     lines += ["| class | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     cells = {metric: _cells(summaries, metric) for metric in SHOWN}
     for name in cells["dice"]:

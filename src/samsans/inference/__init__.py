@@ -1,7 +1,8 @@
 """From a trained run to label maps: arrays, files, volumes and folders, each on the grid of its input."""
 
+from samsans.inference.loading import load
 from samsans.inference.manifest import Manifest
-from samsans.inference.segmenter import Segmenter, load
+from samsans.inference.segmenter import Segmenter
 from samsans.inference.supports import read_support
 
 __all__ = ["Manifest", "Segmenter", "load", "read_support"]

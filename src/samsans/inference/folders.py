@@ -14,15 +14,18 @@ from samsans.data.cases import Dataset, require_same_grid
 from samsans.data.classes import write_classes
 from samsans.data.pairs import listing, match
 from samsans.errors import InputError
-from samsans.inference import outputs, provenance
+from samsans.inference import outputs, prompts, provenance
 from samsans.inference.choosing import Choose
 from samsans.inference.jobs import Job, Target
 from samsans.inference.manifest import Manifest, Record, hash_files
 from samsans.inference.pipeline import Behind, ahead
+from samsans.inference.points import PointJob
+from samsans.inference.slices import SliceJob
 from samsans.types import Case, Progress
 
 if TYPE_CHECKING:
     from samsans.inference.banks import Supports
+    from samsans.inference.prompts import Prompting
     from samsans.inference.segmenter import Segmenter
 
 SAVE_EVERY = 2.0  # seconds between two writings of the manifest
@@ -59,6 +62,10 @@ def predict_folder(
     mirror: bool | None = None,
     samples: int = 0,
     choose: Choose = "random",
+    points: str | None = None,
+    prompt_noise: str | None = None,
+    prompt_mode: str | None = None,
+    cache: bool = True,
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
@@ -80,13 +87,18 @@ def predict_folder(
         objects: Names of the objects wanted; all by default.
         labels: Folder of true masks, of prompted baselines only; by default the masks that ``inputs`` itself holds.
         probabilities: Also write each object's probability.
-        seed: Of the draws of supports and samples; the run's by default.
+        seed: Of the draws of supports, samples and simulated points; the run's by default.
         batch_size: As in ``Segmenter.predict``.
         view: As in ``Segmenter.predict``.
         largest_component: As in ``Segmenter.predict``.
         mirror: As in ``Segmenter.predict``.
         samples: As in ``Segmenter.predict``.
         choose: As in ``Segmenter.predict``.
+        points: For methods that are prompted with points: template of their files, see ``data.points``.  By default as
+            the run has it (``prompts.source``): files in the usual places, or points simulated from the masks.
+        prompt_noise: Simulate the points from the masks that ``inputs`` itself holds, with noise of this level.
+        prompt_mode: Where simulated points fall that miss the object, ``uniform`` or ``hard``; the run's by default.
+        cache: As in ``Segmenter.predict``.
         overwrite: Do everything again, and replace files that were not made in this way.
         on_progress: Called after every image.
 
@@ -106,8 +118,14 @@ def predict_folder(
         dataset = _with_truth(segmenter, dataset, labels)
     elif labels is not None:
         raise InputError(f"{segmenter.config.method} was given true masks", "no labels: it needs no prompt")
+    prompting = None
+    if segmenter.method.needs.points:
+        told = segmenter.config.prompts
+        prompting, dataset = prompts.choose(told, dataset, points, prompt_noise, prompt_mode, seed)
+    elif points is not None or prompt_noise is not None or prompt_mode is not None:
+        raise segmenter.no_use("points, or a noise of points,")
     segmenter.require_view(view)
-    runner = segmenter.runner(batch_size, mirror)
+    runner = segmenter.runner(batch_size, mirror, cache)
     found = segmenter.supports(support, task, batch_size)
     target = segmenter.target(found, objects, view, samples, seed, choose)
     items = _plan(dataset, out, target, probabilities)
@@ -125,6 +143,8 @@ def predict_folder(
         options["samples"] = samples
     if choose != "random":
         options["choose"] = choose
+    if prompting is not None:
+        options["prompts"] = prompting.options
     about = provenance.about(segmenter, found, options | {"batch_size": segmenter.batch_size(batch_size)})
     key = provenance.key(segmenter, found, options)
     manifest = _open(out, key, about, items, overwrite)
@@ -133,13 +153,14 @@ def predict_folder(
         "out": str(out),
         "support": found.source or None,
         "labels": str(labels or "") or None,
+        "points": points,
     }
     io.write_text(out / "config.yaml", provenance.resolved(call | options | {"overwrite": overwrite}, segmenter))
     write_classes(out / "classes.json", target.classes)
 
     def read(item: Item) -> Item:
         draw = segmenter.draw(found, item.case.id, seed, choose)
-        return _read(segmenter, dataset, manifest, item, draw, needs_truth)
+        return _read(segmenter, dataset, manifest, item, draw, needs_truth, prompting, cache)
 
     progress = _Progress(on_progress, len(items))
     log = _Log(manifest, progress)
@@ -279,11 +300,14 @@ def _read(
     item: Item,
     draw: tuple[int, ...],
     needs_truth: bool,
+    prompting: Prompting | None,
+    cache: bool,
 ) -> Item:
     """Read one case and cut it into slices; whatever is wrong with its files becomes its ``failure``."""
     case, start = item.case, time.perf_counter()
     try:
         files = (*case.images, *(case.labels[0] if needs_truth else ()))
+        files = files if prompting is None else (*files, *prompting.files(case))
         item = replace(item, sha256=hash_files(files))
         if manifest.has(case.id, item.sha256):
             return replace(item, skipped=True)
@@ -292,6 +316,10 @@ def _read(
         if truth is not None:
             require_same_grid(case, volume, truth)
         job = segmenter.open(case.id, volume, truth, draw)
+        if prompting is not None:
+            assert isinstance(job, SliceJob)
+            hashed = cache and segmenter.cache is not None
+            job = prompting.prompt(dataset, case, job, segmenter.preprocess, segmenter.classes, hashed)
     except (InputError, OSError, MemoryError) as error:
         return replace(item, failure=str(error) or type(error).__name__)
     job.add("read", time.perf_counter() - start)
@@ -341,6 +369,7 @@ class _Log:
                 beside=item.beside,
                 supports=tuple(found.bank.ids[i] for i in sorted(item.job.chosen) or item.job.draw),
                 seconds=item.job.seconds,
+                prompts=item.job.told() if isinstance(item.job, PointJob) else {},
             )
             self.progress.step(item.case.id)
             if time.monotonic() - self._saved > SAVE_EVERY:

@@ -22,7 +22,8 @@ class Record:
     input: its files.  sha256: of their bytes.  output: label map, relative to the manifest's folder.  beside: its other
     files, i.e. samples, probabilities and entropies, likewise.
     supports: ids of the support pairs drawn for it.  seconds: by part; ``model`` holds ``encode``, ``prompt`` and
-    ``decode`` of methods that tell them apart.
+    ``decode`` of methods that tell them apart.  prompts: of methods that are prompted with points: where these are
+    from, on how many slices, and how good those given and those shown are (``PromptStatistics``, of simulated ones).
     """
 
     input: tuple[str, ...]
@@ -31,6 +32,7 @@ class Record:
     supports: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
+    prompts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -62,11 +64,19 @@ class Manifest:
         return total
 
     def text(self) -> str:
-        """What was done, for people: counts, seconds by part, and every failure with its reason."""
+        """What was done, for people: counts, seconds by part, failures with their reasons, what became of points."""
         done = len(self.records) - len(self.skipped)
         lines = [f"{done} segmented, {len(self.skipped)} there already, {len(self.failures)} failed: {self.folder}"]
         lines += ["  " + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in self.seconds.items())] if done else []
         lines += [f"  {id}: {message}" for id, message in self.failures.items()]
+        told = [record.prompts for record in self.records.values() if record.prompts]
+        if told:
+            given, turned_down, shown = (
+                sum(prompts.get(f"slices_{kind}", 0) for prompts in told) for kind in ("given", "silenced", "prompted")
+            )
+            lines.append(
+                f"  points: given on {given} slices, all turned down on {turned_down}; {shown} decoded with some"
+            )
         return "\n".join(lines)
 
     def has(self, id: str, sha256: str) -> bool:

@@ -1,21 +1,18 @@
-"""``Segmenter``: a trained run, ready to segment arrays, files and folders."""
+"""``Segmenter``: a trained run, ready to segment arrays, files and folders; see ``loading.load``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from samsans import config as configuration
 from samsans import io, methods
-from samsans.config import DataConfig, RunConfig, SliceAxis
+from samsans.config import DataConfig, RunConfig
 from samsans.data.cases import Dataset, find_cases, grid_shift
-from samsans.data.classes import read_classes
 from samsans.data.transforms import Preprocess
 from samsans.errors import InputError
 from samsans.inference import supports
@@ -24,12 +21,14 @@ from samsans.inference.banks import Banks, Supports
 from samsans.inference.choosing import Choose, require_choice
 from samsans.inference.jobs import Job, Target
 from samsans.inference.manifest import Manifest
+from samsans.inference.points import PointRunner, prompted
+from samsans.inference.prompt_cache import PromptCache
+from samsans.inference.prompts import FORMS, as_points, placed
 from samsans.inference.samples import require_samples
-from samsans.inference.slices import Runner, open_job
+from samsans.inference.slices import Runner, SliceJob, open_job
 from samsans.inference.volumes import VolumeRunner, open_volume
-from samsans.methods import weights
 from samsans.ops.timing import Timer
-from samsans.types import ClassInfo, Prediction, Progress, Volume
+from samsans.types import ClassInfo, Points, Prediction, Progress, Volume
 
 SLICE_BUDGET = 2 * 1024**2  # pixels of a batch on a CPU: two slices of SAM's own size (our decision)
 
@@ -69,6 +68,7 @@ class Segmenter:
         self.preprocess = Preprocess.of(config, method.backbone.input_size, predicting=True)
         self.banks = Banks(method, config, self.classes, self.preprocess, run, self.device, precision)
         self.k = self.banks.k
+        self.cache = None if run is None or not method.needs.points else PromptCache(run / "cache", self.method)
 
     @classmethod
     def from_config(
@@ -102,6 +102,9 @@ class Segmenter:
         mirror: bool | None = None,
         samples: int = 0,
         choose: Choose = "random",
+        points: Any = None,
+        point_labels: Any = None,
+        cache: bool = True,
     ) -> Prediction:
         """Segment one image or volume.
 
@@ -127,6 +130,12 @@ class Segmenter:
                 slices of a volume are drawn independently.
             choose: Of more support pairs than ``model.k_test``: a ``random`` draw of so many (as in the paper), or for
                 each slice those that look most ``similar`` and cover it best.
+            points: Prompts, for methods that take some: an array ``(K, 3)`` of voxels z, y, x, or ``(K, 2)`` of pixels
+                x, y of a 2D image (their centres being whole numbers; empty: no prompts), a file of points, or
+                ``Points``.
+            point_labels: Of an array of points, 1 inside the object (all by default) or 0 outside.
+            cache: Keep what a method makes of a volume before it is prompted in the run folder, and use what is there:
+                other points, or the same again, are then segmented sooner, and in the same way.
 
         Returns:
             The label map on the input's own grid.
@@ -141,12 +150,16 @@ class Segmenter:
             volume = as_image(image, spacing)
             id = io.stem(volume.path) if volume.path is not None else "image"
             truth = self._truth(id, volume, labels)
+            clicks = self._points(id, volume, points, point_labels)
         self.require_view(view)
-        runner = self.runner(batch_size, mirror)
+        runner = self.runner(batch_size, mirror, cache)
         found = self.supports(support, task, batch_size)
         target = self.target(found, objects, view, samples, seed, choose)
         with timer("read"):
             job = self.open(id, volume, truth, self.draw(found, id, seed, choose))
+            if clicks is not None:
+                assert isinstance(job, SliceJob)
+                job = prompted(job, placed(clicks, job, self.preprocess), cache and self.cache is not None)
         job.seconds |= timer.seconds
         done: Job = next(runner.run([job], target, probabilities=probabilities))
         return done.prediction(target.classes, largest_component)
@@ -165,6 +178,26 @@ class Segmenter:
         if truth.shape != volume.shape or grid_shift(volume, truth) > 0.5:
             raise InputError(f"the mask of {id} is not on the grid of its image", f"the size {volume.shape}")
         return truth
+
+    def _points(self, id: str, volume: Volume, points: Any, labels: Any) -> Points | None:
+        """The prompts of a method that takes points, and of nobody else."""
+        if not self.method.needs.points:
+            if points is not None or labels is not None:
+                raise self.no_use(f"points of {id}")
+            return None
+        if points is None:
+            raise InputError(
+                f"{id} has no points and {self.config.method} is prompted with points",
+                FORMS,
+                "Give points; an empty array says that there are none",
+            )
+        return as_points(points, volume, labels)
+
+    def no_use(self, what: str) -> InputError:
+        """The error of a method that takes no points and was given ``what``."""
+        return InputError(
+            f"{what} for {self.config.method}", "none: it takes no points", "Leave them out, or use e.g. spd"
+        )
 
     def no_truth(self, id: str) -> InputError:
         """The error of a prompted baseline without the true mask of ``id``."""
@@ -191,6 +224,10 @@ class Segmenter:
         mirror: bool | None = None,
         samples: int = 0,
         choose: Choose = "random",
+        points: str | None = None,
+        prompt_noise: str | None = None,
+        prompt_mode: str | None = None,
+        cache: bool = True,
         overwrite: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Manifest:
@@ -213,6 +250,10 @@ class Segmenter:
             mirror=mirror,
             samples=samples,
             choose=choose,
+            points=points,
+            prompt_noise=prompt_noise,
+            prompt_mode=prompt_mode,
+            cache=cache,
             overwrite=overwrite,
             on_progress=on_progress,
         )
@@ -322,12 +363,15 @@ class Segmenter:
             return open_volume(id, volume, self.config.patches, axis, channels, truth=truth, truth_classes=self.classes)
         return open_job(id, volume, self.preprocess, axis, truth=truth, truth_classes=self.classes, draw=draw)
 
-    def runner(self, batch_size: int | None, mirror: bool | None = None) -> Any:
+    def runner(self, batch_size: int | None, mirror: bool | None = None, cache: bool = True) -> Any:
         """What runs such jobs through the method: ``run(jobs, target, probabilities=...)`` yields them when done."""
         size, mirrored = self.batch_size(batch_size), self.mirror(mirror)
         if self.method.needs.volumes:
             return VolumeRunner(self.method, self.config.patches, self.device, self.precision, size, mirrored)
-        return Runner(self.method, self.preprocess, self.device, self.precision, size)
+        shared = (self.method, self.preprocess, self.device, self.precision, size)
+        if self.method.needs.points:
+            return PointRunner(*shared, self.cache if cache else None, self.weights_hash)
+        return Runner(*shared)
 
     def dataset(self, path: str | Path) -> Dataset:
         """The cases of a folder, CSV or image; no mask is read, since the objects are those of the run."""
@@ -348,49 +392,3 @@ def choose_device(device: str | torch.device) -> torch.device:
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError("device 'cuda', but this torch sees no GPU", "auto or cpu")
     return chosen
-
-
-def load(
-    run: str | Path,
-    *,
-    device: str | torch.device = "auto",
-    precision: Literal["fp32", "bf16"] = "fp32",
-    checkpoint: Literal["best", "last"] = "best",
-    slice_axis: SliceAxis | None = None,
-    via: int | None = None,
-) -> Segmenter:
-    """Open the folder of a trained run.
-
-    Args:
-        run: Folder that ``samsans train`` wrote.
-        device: ``auto`` (CUDA, MPS, CPU in this order), ``cpu``, ``cuda``, ...
-        precision: ``fp32``, or ``bf16`` autocast.
-        checkpoint: ``best`` on the validation images (``last`` where there were none), or ``last``.
-        slice_axis: How volumes are cut into slices, see ``DataConfig``; by default as the run has it.
-        via: Side in pixels that slices are brought to before the model's own, see ``BackboneConfig.via_predict``; by
-            default as the run has it.
-
-    Raises:
-        InputError: the folder is no run, or its weights do not fit.
-    """
-    run = Path(run)
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"{run} holds no config.yaml", "the folder of a run that `samsans train` wrote")
-    if checkpoint not in ("best", "last"):
-        raise InputError(f"checkpoint {checkpoint!r}", "best or last")
-    if slice_axis is not None and slice_axis not in get_args(SliceAxis):
-        raise InputError(f"slice_axis is {slice_axis!r}", ", ".join(get_args(SliceAxis)))
-    config = configuration.load(run / "config.yaml")
-    if slice_axis is not None:
-        config = replace(config, data=replace(config.data, slice_axis=slice_axis))
-    if via is not None:
-        config = replace(config, backbone=replace(config.backbone, via_predict=via))
-    classes = read_classes(run / "classes.json")
-    method = methods.build(config, [c.name for c in classes])
-    file = None
-    if weights.trained_names(method):
-        file = weights.best_or_last(run) if checkpoint == "best" else run / "model" / "last.safetensors"
-        weights.load_weights(method, file)
-    if hasattr(method, "finish"):
-        method.finish()
-    return Segmenter(method, config, classes, run=run, weights_file=file, device=device, precision=precision)

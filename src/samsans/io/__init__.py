@@ -16,6 +16,7 @@ from samsans.io.files import (
     stem,
 )
 from samsans.io.orientation import Orientation
+from samsans.io.points import read_points, write_points
 from samsans.io.read import content_hash, read_image, read_labels
 from samsans.io.samples import read_samples, write_samples
 from samsans.io.video import Frame, Video, open_video
@@ -38,6 +39,7 @@ __all__ = [
     "output_suffix",
     "read_image",
     "read_labels",
+    "read_points",
     "read_samples",
     "stem",
     "suffix",
@@ -45,6 +47,7 @@ __all__ = [
     "write_image",
     "write_json",
     "write_labels",
+    "write_points",
     "write_samples",
     "write_text",
 ]

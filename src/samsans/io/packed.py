@@ -1,7 +1,8 @@
 """Image and mask as the arrays ``image`` and ``label`` of one file: ``.npz`` through NumPy, ``.h5`` through h5py.
 
-So TransUNet, SAMed, H-SAM and the semi-supervised methods on LA store what they preprocessed.  Axes are taken as
-stored; the files state no geometry, ``affine`` is None.  Pickled objects are refused.  HDF5 needs the extra ``[h5]``.
+So TransUNet, SAMed, H-SAM and the semi-supervised methods on LA store what they preprocessed; ``img`` and ``seg`` are
+read as well, as ScribblePrompt has them, and ``scribbles`` beside them.  Axes are taken as stored; the files state no
+geometry, ``affine`` is None.  Pickled objects are refused.  HDF5 needs the extra ``[h5]``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from samsans.io.atomic import suffix
 from samsans.io.files import HDF5_SUFFIXES, reading
 from samsans.types import Volume
 
-IMAGE, LABEL = "image", "label"
+IMAGE, LABEL, SCRIBBLES = "image", "label", "scribbles"
+ALSO = {IMAGE: "img", LABEL: "seg"}  # as in ScribblePrompt's data
 
 
 def read(path: Path, labels: bool = False) -> Volume:
@@ -44,8 +46,7 @@ def read(path: Path, labels: bool = False) -> Volume:
 def is_stack(path: Path) -> bool:
     """Whether a file holds slices ``(D, H, W)`` and not one picture, from the shapes in its headers."""
     with _opened(path) as arrays:
-        _require(arrays, IMAGE, path)
-        shape = _shape(arrays, IMAGE)
+        shape = _shape(arrays, _require(arrays, IMAGE, path))
         return len(shape) > 2 and shape[0] > 1 and not _flat_label(arrays)
 
 
@@ -53,19 +54,37 @@ def holds_mask(path: Path) -> bool:
     """Whether the array ``label`` is there, from the file's list of arrays; true of a damaged file: reading says so."""
     try:
         with _opened(path) as arrays:
-            return LABEL in arrays
+            return LABEL in arrays or ALSO[LABEL] in arrays
     except InputError:
         return True
 
 
+def scribbles(path: Path) -> np.ndarray:
+    """The array ``scribbles`` of a file as it is; InputError where there is none, or it is no numbers."""
+    with _opened(path) as arrays:
+        array = _array(arrays, SCRIBBLES, path)
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{path}: the array {SCRIBBLES} is of {array.dtype}", "numbers")
+    return array
+
+
+def scribbles_shape(path: Path) -> tuple[int, ...] | None:
+    """The shape of ``scribbles``, of which no values are read; ``None`` where a file has none, or is damaged."""
+    try:
+        with _opened(path) as arrays:
+            return _shape(arrays, SCRIBBLES) if SCRIBBLES in arrays else None
+    except InputError:
+        return None
+
+
 def _array(arrays: Mapping[str, Any], name: str, path: Path) -> np.ndarray:
-    _require(arrays, name, path)
-    return np.asarray(arrays[name][()])
+    return np.asarray(arrays[_require(arrays, name, path)][()])
 
 
 def _flat_label(arrays: Mapping[str, Any]) -> bool:
     """Whether the mask is ``(H, W)``: three axes of its image are then rows, columns and channels."""
-    return LABEL in arrays and len(_shape(arrays, LABEL)) == 2
+    name = next((name for name in (LABEL, ALSO[LABEL]) if name in arrays), None)
+    return name is not None and len(_shape(arrays, name)) == 2
 
 
 def _shape(arrays: Mapping[str, Any], name: str) -> tuple[int, ...]:
@@ -80,13 +99,16 @@ def _shape(arrays: Mapping[str, Any], name: str) -> tuple[int, ...]:
     return tuple(arrays[name].shape)
 
 
-def _require(arrays: Mapping[str, Any], name: str, path: Path) -> None:
-    if name not in arrays:
+def _require(arrays: Mapping[str, Any], name: str, path: Path) -> str:
+    """The name under which an array is there; InputError where it is not."""
+    found = next((n for n in (name, ALSO.get(name, name)) if n in arrays), None)
+    if found is None:
         raise InputError(
             f"{path} holds the arrays {', '.join(arrays) or '(none)'}, none is called {name}",
             f"the arrays {IMAGE} and {LABEL}",
             "Rename the array",
         )
+    return found
 
 
 @contextmanager

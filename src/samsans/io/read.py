@@ -56,18 +56,22 @@ def read_image(path: str | Path, series: str = "") -> Volume:
     return volume
 
 
-def read_labels(path: str | Path) -> Volume:
+def read_labels(path: str | Path, *, fractions: bool = False) -> Volume:
     """Read a label map: ``(D, H, W)`` integers, the raw values of the file.
 
     Palette indices, 0/1 of 1-bit files, one channel of an RGB mask whose channels are equal, whole numbers stored as
     float.  Which value means which class is decided by the data set, not here.
+    fractions: values need not be whole, and stay as they are (soft masks, of which ``data.threshold`` makes masks).
 
     Raises InputError as ``read_image`` does, and for colours, several channels and values that are not whole.
     """
     path = Path(path)
     volume = _reader(path).read(path, labels=True)
     _refuse_flat_grid(volume)
-    return replace(volume, array=_whole(_one_channel(volume.array, path), path))
+    array = _one_channel(volume.array, path)
+    if fractions:
+        _refuse_non_finite(array, path, "replace them by 0, the background")
+    return replace(volume, array=array if fractions else _whole(array, path))
 
 
 def _one_channel(array: np.ndarray, path: Path) -> np.ndarray:
@@ -92,7 +96,7 @@ def _whole(array: np.ndarray, path: Path) -> np.ndarray:
         raise InputError(
             f"{path} holds {fractions} values that are not whole numbers",
             "label values 0, 1, 2, ...",
-            "Threshold a probability map before using it as labels, and resample masks with nearest neighbour",
+            "Resample masks with nearest neighbours; of a soft mask or probability map data.threshold makes a mask",
         )
     return array.astype(smallest_integer(array))
 

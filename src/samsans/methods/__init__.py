@@ -31,6 +31,18 @@ class Method(Protocol):
     float32 logits of ``count`` answers, those of an image drawn from its own seed alone, whatever else is in the batch;
     its configuration has ``samples``, the draws of a validation.
 
+    One whose ``needs.points`` is true answers to ``Batch.points``.  It may judge points by a prior first: then it has
+    ``distil(logits, points)``, from the saliency and the points given on the slices of a volume to those to be shown
+    (``logits`` is ``None`` where it has no saliency); ``prompted``, whether it is far enough to be shown points; and
+    ``frozen_prior``, whether there is a saliency to judge by.  Where there is, inference asks for ``features(images)``,
+    their saliency ``judge(features)`` ``(B, 4g, 4g)``, and ``answer(features, points)``, the logits of ``predict``;
+    ``reach`` tells how many slices away a point may be that a slice is shown.  Slices without points to show stay empty
+    and are not answered, unless its configuration has ``empty`` no_prompt.
+
+    A stage of pairs (``Stage.batches``) needs ``distiller``, the same as ``distil``, which worker processes take along,
+    and where the configuration's ``distill`` is not none ``saliency(batch)``, ``(B, 4g, 4g)`` logits: asked for of all
+    slices once when such a stage begins or is resumed, so that nothing it depends on may be trained in that stage.
+
     Where ``needs.exclusive`` is true, logits are relative to background: ``Z_k - Z_0`` of a softmax over the N + 1
     classes.
     """

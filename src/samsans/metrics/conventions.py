@@ -43,6 +43,7 @@ class Convention:
     use_spacing: distances in mm where the files state a voxel size; else in voxels.
     hd95: ``pooled`` or ``max_directed``, see ``surface.hausdorff``; no named convention uses the second, but
         ``dataclasses.replace(CONVENTIONS["default"], name=..., hd95="max_directed")`` is a convention too.
+    slicewise: an evaluation also tells what means over slices hide, see ``samsans.metrics.slicewise``.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Convention:
     level: Literal["volume", "slice"] = "volume"
     use_spacing: bool = True
     hd95: surface.Pooling = "pooled"
+    slicewise: bool = False
 
 
 SKIP, MISS = Outcome(None, None), Outcome(0.0, None)
@@ -110,6 +112,23 @@ CONVENTIONS: Mapping[str, Convention] = {
         only_prediction=MISS,
         level="slice",
     ),
+    "spd": Convention(
+        name="spd",
+        description=(
+            "The rules of SPD: every slice is a sample. Absent in both prediction and reference: Dice and IoU 1; "
+            "present in only one: 0. HD95 and ASD only on slices where both show the object. Surface: the object "
+            "without its 4-neighbour erosion; HD95 pools both directions as in MedPy, ASD is the mean of both "
+            "together. In mm where the files state a pixel size, else in pixels. It rewards silence wherever most "
+            "slices are empty: read it with the scores beside it (slices that show the object, false alarms, whole "
+            "volumes, coverage of the distances). NSD follows Dice. Intervals resample whole cases, never single "
+            "slices."
+        ),
+        both_empty=Outcome(1.0, None),
+        only_reference=MISS,
+        only_prediction=MISS,
+        level="slice",
+        slicewise=True,
+    ),
 }
 
 
@@ -125,13 +144,15 @@ class Score:
     """How one object of one sample scored.
 
     state: where the object is.  values: one number for each of METRICS, None where undefined.
-    prediction_size, reference_size: voxels.
+    prediction_size, reference_size: voxels.  asd_directed: average distance from prediction to reference alone, None
+    where a mask is empty.
     """
 
     state: State
     values: Mapping[str, float | None]
     prediction_size: int
     reference_size: int
+    asd_directed: float | None = None
 
 
 def score(
@@ -158,7 +179,7 @@ def score(
             surface.average_symmetric_distance(distances),
             surface.surface_dice(distances, nsd_tolerance),
         )
-        return Score("both", dict(zip(METRICS, numbers, strict=True)), p, r)
+        return Score("both", dict(zip(METRICS, numbers, strict=True)), p, r, float(distances[0].mean()))
     state: State = "only_reference" if r else "only_prediction" if p else "both_empty"
     outcome: Outcome = getattr(convention, state)
     values = {m: outcome.distance if m in ("hd95_mm", "asd_mm") else outcome.overlap for m in METRICS}

@@ -16,7 +16,8 @@ from samsans import io
 from samsans.config import SliceAxis
 from samsans.errors import InputError
 from samsans.io.atomic import atomic_path, write_json, write_text
-from samsans.metrics import conventions, examples, matching, sampled, statistics
+from samsans.io.orientation import Orientation
+from samsans.metrics import conventions, examples, matching, sampled, slicewise, statistics
 from samsans.metrics.conventions import METRICS, Convention, Score
 from samsans.metrics.pictures import Plate
 from samsans.metrics.published import Comparison, compare
@@ -42,6 +43,7 @@ class Summary:
     provenance: the manifest of the prediction folder with its cases counted, empty where there is none.
     published: the same beside the published rows of the recipe that the run was trained from; None without one.
     ambiguity: the samples against all annotators; None where there are no samples, or one annotator each.
+    slicewise: by class, what means over slices hide (``slicewise.TITLES``); None where the convention has it not.
     """
 
     convention: str
@@ -59,6 +61,7 @@ class Summary:
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
     published: Comparison | None = None
     ambiguity: sampled.Sampled | None = None
+    slicewise: Mapping[str, Mapping[str, Any]] | None = None
 
     def text(self) -> str:
         """The table of means with its convention, for a terminal."""
@@ -67,6 +70,7 @@ class Summary:
         for name, row in {**self.classes, "mean": self.mean}.items():
             cells = ("-" if row[metric] is None else f"{row[metric]:.3f}" for metric in METRICS)
             lines.append(f"{name:16}" + "".join(f"{cell:>10}" for cell in cells))
+        lines += [] if self.slicewise is None else ["", slicewise.text(self.slicewise)]
         lines += ["", self.published.text(self.mean, self.classes, self.unit), ""] if self.published is not None else []
         lines += [] if self.ambiguity is None else [self.ambiguity.text(), ""]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -102,7 +106,7 @@ def evaluate(
         label maps, or one file.
     reference: folder (or one file) of label maps matched by relative path and name, or the cases of a data set; with
         several annotators the first counts, and the samples that ``predict`` wrote are compared with all of them.
-    convention: ``default``, ``nnunet``, ``transunet`` or ``per_slice``, see ``samsans.metrics.conventions``.
+    convention: ``default``, ``nnunet``, ``transunet``, ``per_slice`` or ``spd``, see ``samsans.metrics.conventions``.
     classes: the objects and their values in the reference files; without them ``classes.json`` decides, or the values
         found.
     images: folder of the images for the pictures of the report, where the reference is a folder; without it those that
@@ -116,7 +120,7 @@ def evaluate(
     obstacles: tells from the ids of the scored cases what keeps the table from being the published one of ``recipe``;
         noted, and then there is no verdict.
     illustrate: makes more pictures for the report of what was scored; they are also written into ``out``.
-    slice_axis: which planes of volumes the pictures show, as in ``DataConfig``.
+    slice_axis: which planes of volumes the pictures show, and the convention ``spd`` counts, as in ``DataConfig``.
     Overlaps are in [0, 1].  Nothing is written before all cases are scored; each file appears whole or not at all.
     Raises InputError where files do not match, grids differ, or references hold values but none of any class.
     """
@@ -134,8 +138,9 @@ def evaluate(
 
     rows: list[dict[str, Any]] = []
     strangers: dict[str, dict[int, int]] = {"reference": {}, "prediction": {}}
+    volumes: dict[str, list[slicewise.Slicewise]] = {c.name: [] for c in objects}
     for done, pair in enumerate(matched.pairs, start=1):
-        rows += _score_case(pair, objects, rules, nsd_tolerance_mm, strangers)
+        rows += _score_case(pair, objects, rules, nsd_tolerance_mm, slice_axis, strangers, volumes)
         if on_progress is not None:
             on_progress(Progress(done, len(matched.pairs), pair.case.id, "scored"))
     if strangers["reference"] and not any(row["reference_voxels"] for row in rows):
@@ -191,6 +196,7 @@ def evaluate(
         predictions=str(predictions),
         provenance=manifest,
         ambiguity=several,
+        slicewise={name: slicewise.block(found) for name, found in volumes.items()} if rules.slicewise else None,
         published=None if recipe is None else compare(recipe, rules.name, table["mean"], table["classes"], hindering),
         **table,
     )
@@ -212,9 +218,11 @@ def _score_case(
     objects: Sequence[ClassInfo],
     rules: Convention,
     tolerance: float,
+    slice_axis: SliceAxis,
     strangers: dict[str, dict[int, int]],
+    volumes: dict[str, list[slicewise.Slicewise]],
 ) -> list[dict[str, Any]]:
-    """Rows of one case: one for each class, or for each slice and class."""
+    """Rows of one case: one for each class, or for each slice and class; fills ``strangers`` and ``volumes``."""
     predicted, drawn = io.read_labels(pair.prediction), matching.read_reference(pair.case)
     matching.check_grid(predicted, drawn, pair.case.id)
     known = {
@@ -228,15 +236,22 @@ def _score_case(
     made_up = grid.affine is not None and drawn.affine is None and np.array_equal(grid.affine, np.eye(4))  # of pictures
     unit = "px" if made_up or not rules.use_spacing else grid.unit
     rows: list[dict[str, Any]] = []
+    step = grid.spacing
     for name, p, r in examples.masks(predicted.array, drawn.array, objects):
+        if rules.slicewise:  # the slices that a model sees
+            orientation = Orientation.of(grid, slice_axis)
+            p, r, step = orientation.view(p), orientation.view(r), orientation.spacing
         samples: list[tuple[int | None, np.ndarray, np.ndarray, tuple[float, ...]]]
         if rules.level == "slice":
-            samples = [(z, p[z], r[z], grid.spacing[1:]) for z in range(len(r))]
+            samples = [(z, p[z], r[z], step[1:]) for z in range(len(r))]
         else:
-            samples = [(None, p, r, grid.spacing)]
+            samples = [(None, p, r, step)]
+        scores = []
         for z, p_sample, r_sample, spacing in samples:
-            score = conventions.score(p_sample, r_sample, spacing, rules, tolerance)
-            rows.append(_row(pair.case, z, name, score, unit))
+            scores.append(conventions.score(p_sample, r_sample, spacing, rules, tolerance))
+            rows.append(_row(pair.case, z, name, scores[-1], unit))
+        if rules.slicewise:
+            volumes[name].append(slicewise.Slicewise.of(scores, slicewise.diagonal(r.shape[1:], step[1:])))
     return rows
 
 

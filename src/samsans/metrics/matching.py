@@ -120,7 +120,7 @@ def read_reference(case: Case, annotator: int = 0) -> Volume:
 
     The values of the file, or 0 and 1 where the data set has its one object read by ``threshold`` or ``answers``.
     """
-    volumes = [io.read_labels(path) for path in case.labels[annotator]]
+    volumes = [io.read_labels(path, fractions=case.threshold is not None) for path in case.labels[annotator]]
     if len(volumes) == 1:
         return replace(volumes[0], array=objects.read_as(volumes[0].array, case, annotator))
     shapes = sorted({v.shape[1:] for v in volumes})

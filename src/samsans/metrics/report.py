@@ -17,7 +17,7 @@ from PIL import Image
 import samsans
 from samsans import io
 from samsans.config import SliceAxis
-from samsans.metrics import ambiguity_report, conventions, examples, matching, pictures, plots
+from samsans.metrics import ambiguity_report, conventions, examples, matching, pictures, plots, slicewise
 from samsans.metrics.conventions import METRICS
 from samsans.metrics.evaluate import Summary
 from samsans.palette import color
@@ -57,6 +57,7 @@ def render(
         version=samsans.__version__,
         metrics=METRICS,
         names=names,
+        slice_titles=slicewise.TITLES,
         chips=chips,
         plots=[box_plot(summary, m, names[m], chips) for m in ("dice", "hd95_mm")]
         if summary.n >= FEWEST_FOR_BOXES

@@ -19,12 +19,14 @@ from samsans.data import protocols
 from samsans.data.cases import Dataset as Cases
 from samsans.data.classes import read_classes, write_classes
 from samsans.data.episodes import BatchSource, EpisodeSource, plain_batch
+from samsans.data.neighbours import NeighbourSource
 from samsans.data.patches import MiddlePatches, PatchSource
 from samsans.data.slices import SliceDataset
 from samsans.data.splits import Split, few_slices, make_split
 from samsans.data.transforms import Preprocess
 from samsans.data.volumes import VolumeDataset, plan
 from samsans.errors import InputError
+from samsans.training.prompts import PairPrompts
 from samsans.types import Batch, Needs, Stage
 
 
@@ -158,8 +160,23 @@ def read_data(
     return TrainingData(source, PreparedSlices(train), PreparedSlices(val), train.objects, drawn, train.notes)
 
 
+def pair_prompts(config: RunConfig, method: Any, data: TrainingData) -> PairPrompts:
+    """The points of a method's stages of pairs.  InputError where its slices are not those of whole volumes."""
+    if not isinstance(data.train, PreparedSlices) or not isinstance(data.val, PreparedSlices):
+        raise InputError("pairs of neighbouring slices from patches", "a method that learns from slices")
+    return PairPrompts(config, method.distiller, data.train.slices, data.val.slices)
+
+
+def pair_source(config: RunConfig, prompts: PairPrompts) -> Source:
+    """What a stage of pairs learns from."""
+    train = config.train
+    return NeighbourSource(
+        prompts.train.slices, train.batch_size, config.augment, prompts.train, config.seed, train.foreground
+    )
+
+
 def stage_source(source: Source, stage: Stage) -> Source:
-    """What a stage learns from: ``source``, or its first slices alone where ``stage.images`` says how many.
+    """What a stage of slices learns from: ``source``, or its first slices alone where ``stage.images`` says how many.
 
     Raises InputError where batches are not plain slices, or none of those shows an object.
     """

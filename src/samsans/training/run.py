@@ -29,6 +29,8 @@ from samsans.training.data import (
     describe,
     keep_plan,
     loader,
+    pair_prompts,
+    pair_source,
     plan_patches,
     read_data,
     stage_source,
@@ -124,11 +126,16 @@ def fit(config: RunConfig, method: Any, data: TrainingData, run: Path, display: 
                 f"{config.method} has nothing to train", "a method that learns", "Predict with it directly"
             )
         shared = 1 if method.needs.volumes else config.train.devices  # patches have no end: an epoch is a count
-        sources = tuple(stage_source(data.source, stage) for stage in stages)
+        _require_held_out(config, method, data)
+        prompts = pair_prompts(config, method, data) if any(s.batches == "pairs" for s in stages) else None
+        sources = tuple(
+            pair_source(config, prompts) if prompts and stage.batches == "pairs" else stage_source(data.source, stage)
+            for stage in stages
+        )
         duration = Duration.of(config.train, stages, [-(-source.steps_per_epoch // shared) for source in sources])
         names = weights.trained_names(method)
         stored = weights.stored_names(method)
-        session = Session(config, method, data, run, stages, sources, duration, display, stored)
+        session = Session(config, method, data, run, stages, sources, duration, display, stored, prompts)
         checkpoint = checkpoints.load(run / "resume.ckpt") if resume else None
         if checkpoint is not None:
             session.position, session.optimizer_state = checkpoint.position, checkpoint.optimizer
@@ -156,6 +163,24 @@ def fit(config: RunConfig, method: Any, data: TrainingData, run: Path, display: 
         )
 
 
+def _require_held_out(config: RunConfig, method: Any, data: TrainingData) -> None:
+    """InputError where the learning rate is to follow a loss on held-out slices, and there is none."""
+    if config.train.schedule != "plateau":
+        return
+    if method.needs.supports:
+        raise InputError(
+            f"train.schedule plateau for {config.method}, which learns in episodes",
+            "a method whose loss can be had of held-out slices",
+            "Set train.schedule to another one",
+        )
+    if len(data.val) == 0:
+        raise InputError(
+            "train.schedule plateau, and no slices are held out",
+            "held-out slices: it follows their loss",
+            "Set split.val, or train.schedule to another one",
+        )
+
+
 def _told(config: RunConfig) -> str:
     """The plan of the patches, for people."""
     patches = config.patches
@@ -177,6 +202,8 @@ def _train_stage(session: Session, signals: StopSignals) -> None:
     if end <= at.step:  # a share too small for a single step
         session.next_stage()
         return
+    if len(session.stages) > 1:
+        session.display.say(f"stage {at.stage + 1} of {len(session.stages)}: {session.stages[at.stage].name}")
     board = TensorBoardLogger(session.run, name="tensorboard", version="", purge_step=at.step + 1)
     trainer = pl.Trainer(
         accelerator=config.accelerator,

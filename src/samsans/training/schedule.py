@@ -13,6 +13,8 @@ from samsans.config import TrainConfig
 from samsans.errors import InputError
 from samsans.types import Stage
 
+IMPROVEMENT = 1e-4  # of the lowest validation loss, that a lower one must exceed: PyTorch's threshold
+
 
 @dataclass
 class Position:
@@ -21,7 +23,7 @@ class Position:
     step, seconds: done so far, over all resumes.  stage: index.  stage_step, stage_seconds, stage_epoch: where the
     stage began.  best: best validation score of the stage.  stale: validations since then.  empty: all-empty
     validations in a row.  validated: step of the last validation.  wait, work: seconds spent waiting for data and in
-    steps.
+    steps.  lowest, waited, cuts: of the schedule ``plateau`` in this stage, see ``follow``.
     """
 
     step: int = 0
@@ -36,6 +38,9 @@ class Position:
     validated: int = -1
     wait: float = 0.0
     work: float = 0.0
+    lowest: float | None = None
+    waited: int = 0
+    cuts: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,19 +161,28 @@ def require_usable(config: TrainConfig) -> None:
         "validate_every": (config.validate_every >= 0, "0 or more steps"),
         "validate_epochs": (config.validate_epochs >= 0, "0 or more epochs"),
         "pictures_every": (config.pictures_every >= 0, "0 or more steps"),
+        "plateau_factor": (0 < config.plateau_factor < 1, "above 0 and below 1"),
+        "plateau_patience": (config.plateau_patience >= 0, "0 or more validations"),
         "workers": (config.workers >= 0, "0 or more processes"),
         "devices": (config.devices >= 1, "at least 1"),
     }
     for name, (usable, wanted) in rules.items():
         if not usable:
             raise InputError(f"train.{name} is {getattr(config, name)}", wanted)
+    if config.schedule == "plateau" and not (config.validate_epochs or config.validate_every):
+        raise InputError(
+            "train.schedule plateau without validations while training",
+            "one now and then: it follows the loss on held-out slices",
+            "Set train.validate_epochs to 1",
+        )
 
 
 def learning_rate(config: TrainConfig, at: Position, used: float) -> float:
     """Learning rate of the next step: a linear warm-up over the stage's first steps, times the schedule.
 
     ``used`` is the used share of the stage; cosine and poly (power 0.9) reach zero at its end.  ``poly_epoch`` is poly
-    where ``used`` is by whole epochs (see ``Duration.used``; by the clock it is poly itself).  ``samed``: with ``s``
+    where ``used`` is by whole epochs (see ``Duration.used``; by the clock it is poly itself).  ``plateau``: times its
+    factor for every cut so far (see ``follow``).  ``samed``: with ``s``
     steps done, ``W`` of warm-up and ``T`` of the whole stage, ``s / W`` (the first step as the second), then
     ``(1 - (s - 1 - W) / T) ** 0.9``, which ends above zero (section 13 of the specification; ``s / T`` is ``used``,
     so that it also follows the clock).
@@ -178,7 +192,25 @@ def learning_rate(config: TrainConfig, at: Position, used: float) -> float:
     warm = min(1.0, (at.step - at.stage_step + 1) / config.warmup) if config.warmup > 0 else 1.0
     decay = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * used)), "poly": (1 - used) ** 0.9}
     decay["poly_epoch"] = decay["poly"]
+    decay["plateau"] = config.plateau_factor**at.cuts
     return config.lr * warm * decay[config.schedule]
+
+
+def follow(at: Position, loss: float, config: TrainConfig) -> bool:
+    """Take a validation's loss into account; whether the learning rate is cut now.
+
+    PyTorch's ``ReduceLROnPlateau``: with patience p, the (p + 1)-th validation in a row whose loss is not below the
+    lowest one by more than a ten-thousandth of it cuts, and the counting begins anew (decision D24).  A loss that is no
+    number is no improvement.
+    """
+    if loss < (math.inf if at.lowest is None else at.lowest * (1 - IMPROVEMENT)):
+        at.lowest, at.waited = loss, 0
+    else:
+        at.waited += 1
+    if at.waited <= config.plateau_patience:
+        return False
+    at.waited, at.cuts = 0, at.cuts + 1
+    return True
 
 
 def _samed(step: int, warmup: int, used: float) -> float:

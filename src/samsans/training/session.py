@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +20,9 @@ from samsans.display import Display
 from samsans.io.atomic import atomic_path
 from samsans.methods import weights
 from samsans.training import checkpoints
-from samsans.training.data import Source, TrainingData
+from samsans.training.data import Slices, Source, TrainingData
 from samsans.training.log import CsvLog
+from samsans.training.prompts import PairPrompts
 from samsans.training.schedule import Duration, Position
 from samsans.training.validation import support_indices
 from samsans.types import Batch, Stage
@@ -30,7 +32,8 @@ from samsans.types import Batch, Stage
 class Session:
     """One training run at work.
 
-    sources: what each stage learns from.  names: what a weights file of the method holds.
+    sources: what each stage learns from.  names: what a weights file of the method holds.  prompts: the points of
+        stages of pairs.
     log: ``None`` in helper processes, which write nothing.
     optimizer_state: of the checkpoint, until the optimiser takes it.  row: what the present step logs.
     device: where the last stage ran.  stop: why the run is to end now, if it is.
@@ -45,6 +48,7 @@ class Session:
     duration: Duration
     display: Display
     names: tuple[str, ...]
+    prompts: PairPrompts | None = None
     position: Position = field(default_factory=Position)
     log: CsvLog | None = None
     optimizer_state: dict[str, Any] | None = None
@@ -65,11 +69,29 @@ class Session:
         train, config = self.data.train, self.config
         return train.batch(support_indices(train, config.model.k_test, config.seed))
 
-    @cached_property
+    @property
+    def pairs(self) -> PairPrompts | None:
+        """The points of the present stage, if it learns from pairs."""
+        return self.prompts if self.stage.batches == "pairs" else None
+
+    @property
+    def held_out(self) -> Slices:
+        """The slices or patches of validations; with their points, where the stage learns from pairs."""
+        return self.data.val if self.pairs is None else self.pairs.held_out
+
+    @property
     def sample(self) -> Batch:
         """The slice or patch of the sample pictures: held-out where there are any, with an object where one has any."""
-        slices = self.data.val if len(self.data.val) else self.data.train
+        learned = self.data.train if self.pairs is None else self.pairs.learned
+        slices = self.held_out if len(self.held_out) else learned
         return slices.batch(support_indices(slices, 1, self.config.seed + 1) or [0])
+
+    def held_out_batches(self) -> Iterator[Batch]:
+        """All held-out slices once, as the present stage learns: in batches of slices or of pairs."""
+        size, slices = self.config.train.batch_size, self.data.val
+        if self.pairs is not None:
+            return self.pairs.held_out.pairs(size)
+        return (slices.batch(range(i, min(i + size, len(slices)))) for i in range(0, len(slices), size))
 
     @property
     def finished(self) -> bool:
@@ -94,6 +116,7 @@ class Session:
         chosen = at.best is not None
         at.stage, at.stage_step, at.stage_seconds = at.stage + 1, at.step, at.seconds
         at.best, at.stale, at.empty = None, 0, 0
+        at.lowest, at.waited, at.cuts = None, 0, 0
         if chosen and self.stage.begins == "best":
             weights.load_weights(self.method, self.run / "model" / "best.safetensors", self.names)
 

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +14,8 @@ import torch
 
 from samsans.data.augment import changes
 from samsans.training import pictures, validation
+from samsans.training.module import seed_step
+from samsans.training.schedule import follow
 from samsans.training.session import Session
 from samsans.training.signals import StopSignals
 from samsans.types import Batch, Progress
@@ -29,12 +31,21 @@ class Supervisor(pl.Callback):
 
     def __init__(self, session: Session, signals: StopSignals) -> None:
         self.session, self.signals = session, signals
+        self.method = session.method
         self.saved_at = time.monotonic()
         self.warned = False
 
+    def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Before worker processes start, which take the points with them."""
+        session = self.session
+        if session.pairs is not None:
+            with self._evaluating():  # in full precision: points near the threshold must not come and go
+                lines = session.pairs.prepare(session.method, module.device, validates=session.writes)
+            for line in lines:
+                session.display.say(line)
+
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         self.signals.arm()
-        self.method = self.session.method
         self.method.train()
         self.device = module.device
         self.session.device = str(module.device)
@@ -43,6 +54,7 @@ class Supervisor(pl.Callback):
             self.method.begin(session.stage, changes(session.config.augment))
         if at.step > at.stage_step and session.duration.validates(at, session.config.train):
             self._validate(trainer)  # an interrupted run left it out
+            at.cuts = self._agree(trainer, at.cuts)
             if session.log is not None and session.row:
                 session.log.amend(session.row)
         self.began = self.mark = time.monotonic()
@@ -65,7 +77,9 @@ class Supervisor(pl.Callback):
         last, stage_done = session.finished, session.duration.used(at) >= 1
         moves_on = stage_done and at.stage < len(session.stages) - 1
         if last or stage_done or (not stop and session.duration.validates(at, config)):
-            stop = self._agree(trainer, self._validate(trainer)) or stop
+            enough = self._validate(trainer)
+            enough, at.cuts = self._agree(trainer, (enough, at.cuts))
+            stop = enough or stop
         look = session.writes and config.pictures_every > 0 and (last or _due(at.step, config.pictures_every))
         if look:
             self._read_gauges(trainer, batch)
@@ -96,15 +110,20 @@ class Supervisor(pl.Callback):
         session, at, config = self.session, self.session.position, self.session.config
         if not session.writes or len(session.data.val) == 0 or at.validated == at.step:
             return ""
+        held_out = session.held_out
         with self._evaluating(trainer):
             bank, size = self._bank(), config.train.batch_size
-            scores, empty = validation.validate(
-                self.method, session.data.val, bank, session.data.objects, size, self.device
-            )
+            scores, empty = validation.validate(self.method, held_out, bank, session.data.objects, size, self.device)
             if session.draws:
-                scores |= validation.ambiguity(self.method, session.data.val, session.draws, size, self.device)
+                scores |= validation.ambiguity(self.method, held_out, session.draws, size, self.device)
+            if config.train.schedule == "plateau":
+                seed_step(config.seed, 0, 0)  # what the loss draws at random is the same every time
+                scores["val/loss"] = validation.mean_loss(self.method, session.held_out_batches(), self.device)
         at.validated = at.step
         session.row |= scores
+        if config.train.schedule == "plateau" and follow(at, scores["val/loss"], config.train):
+            rate = config.train.lr * config.train.plateau_factor**at.cuts
+            session.display.say(f"step {at.step}: the loss on held-out slices no longer falls: learning rate {rate:g}")
         selects = session.stage.selects
         score = -scores.get("val/ged", math.inf) if selects == "ged" else scores.get("val/dice", 0.0)
         better = selects == "last" or at.best is None or score > at.best
@@ -180,10 +199,12 @@ class Supervisor(pl.Callback):
             )
 
     @contextmanager
-    def _evaluating(self, trainer: pl.Trainer) -> Iterator[None]:
+    def _evaluating(self, trainer: pl.Trainer | None = None) -> Iterator[None]:
+        """Without gradients or dropout, in the precision of the ``trainer`` (none: in full)."""
         self.method.eval()
+        precision = nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
         try:
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
+            with torch.no_grad(), precision:
                 yield
         finally:
             self.method.train()

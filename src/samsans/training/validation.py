@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,16 @@ def validate(
     return scores, not anything
 
 
+def mean_loss(method: Any, batches: Iterable[Batch], device: torch.device) -> float:
+    """Mean over the images of ``batches`` of the loss that training minimises."""
+    total, images = 0.0, 0
+    for batch in batches:
+        here = batch.to(device)
+        total += float(method.loss(method(here), here)["loss"]) * len(batch.ids)
+        images += len(batch.ids)
+    return total / max(images, 1)
+
+
 def ambiguity(method: Any, slices: Slices, count: int, batch_size: int, device: torch.device) -> dict[str, float]:
     """How well ``count`` samples agree with the set of annotations: ``val/ged``, ``val/sample_diversity``,
     ``val/hm_iou``, means over slices and objects (see ``samsans.metrics.ambiguity``); slices that nobody looked at are
@@ -111,6 +121,8 @@ def told(scores: Mapping[str, float]) -> str:
     """A validation in one line, for people."""
     parts = [f"{name.removeprefix('val/dice/')} {value:.3f}" for name, value in scores.items() if "/dice/" in name]
     line = f"Dice {scores.get('val/dice', 0.0):.3f}" + (f" ({', '.join(parts)})" if parts else "")
+    if "val/loss" in scores:
+        line = f"loss {scores['val/loss']:.4f}, {line}"
     if "val/ged" in scores:
         ged, diversity, matched = (scores[f"val/{name}"] for name in ("ged", "sample_diversity", "hm_iou"))
         line = f"GED {ged:.3f}, sample diversity {diversity:.3f}, HM-IoU {matched:.3f}, {line}"

@@ -10,7 +10,11 @@ from typing import Any, Literal
 class PromptedConfig:
     """SAM or MedSAM prompted from the target's own true mask (section 6 of the supplement of arXiv 2502.03501).
 
+    Or, with ``source`` points, with the points it is given: what bad prompts do to a model that trusts them.
+
     Args:
+        source: Where prompts come from: mask (the truth), or points (those of the data set, or simulated; point shows
+            all of an image, box their bounds, 10 px of 512 wider; an image without any gets an empty mask).
         prompt: box (tight rectangle), point (one random pixel inside) or everything (grid of points, the proposal that
             overlaps the truth best).
         seed: Of the random points and of the jitter; with the image's name and the object's it decides every draw.
@@ -24,6 +28,7 @@ class PromptedConfig:
         max_overlap: everything: of two proposals whose boxes have more IoU than this, the better one stays.
     """
 
+    source: Literal["mask", "points"] = "mask"
     prompt: Literal["box", "point", "everything"] = "box"
     seed: int = 0
     box_jitter: int = 0
@@ -36,8 +41,9 @@ class PromptedConfig:
     max_overlap: float = 0.7
 
 
-def _preset(prompt: str, **backbone: Any) -> dict[str, Any]:
-    return {"backbone": {"train": "none", **backbone}, "train": {"steps": 0}, "model": {"prompt": prompt}}
+def _preset(prompt: str, source: str = "mask", **backbone: Any) -> dict[str, Any]:
+    model = {"prompt": prompt, "source": source}
+    return {"backbone": {"train": "none", **backbone}, "train": {"steps": 0}, "model": model}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -46,4 +52,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "point": _preset("point"),
     "everything": _preset("everything"),
     "medsam": _preset("box", name="medsam-vit-b"),
+    "given_point": _preset("point", "points"),
+    "given_box": _preset("box", "points"),
 }

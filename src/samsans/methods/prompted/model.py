@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from samsans.errors import InputError
 from samsans.methods.prompted.config import PromptedConfig
+from samsans.methods.prompted.given import GivenPrompts
 from samsans.methods.prompted.prompts import generator, jittered, random_point, tight_box
 from samsans.methods.prompted.proposals import overlap, propose
 from samsans.ops.timing import Timer
@@ -109,13 +110,30 @@ class Prompted(nn.Module):
         return torch.cat(out)
 
 
-def build(config: RunConfig) -> Prompted:
-    """The baseline as a run's configuration describes it; the base stays as it was published."""
+def build(config: RunConfig, objects: tuple[str, ...]) -> Prompted | GivenPrompts:
+    """The baseline as a run's configuration describes it; the base stays as it was published.
+
+    Raises:
+        InputError: given points with more than one object, or with everything mode.
+    """
     from samsans.backbones import load_backbone
 
+    model = config.model
+    if model.source == "points" and len(objects) > 1:
+        raise InputError(
+            f"{len(objects)} objects ({', '.join(objects)}) with model.source points",
+            "one: points are of one object",
+            "Choose one with data.classes",
+        )
+    if model.source == "points" and (model.prompt == "everything" or model.box_jitter):
+        raise InputError(
+            f"model.source points with model.prompt {model.prompt} and model.box_jitter {model.box_jitter}",
+            "prompt point or box, without jitter",
+        )
     backbone = load_backbone(config.backbone, seed=config.seed, family="sam")
     backbone.freeze()
-    return Prompted(backbone, config.model).eval()
+    made = GivenPrompts(backbone, model) if model.source == "points" else Prompted(backbone, model)
+    return made.eval()
 
 
 def _valid(batch: Batch, image: int) -> tuple[int, int]:

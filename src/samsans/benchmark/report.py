@@ -1,0 +1,64 @@
+"""The benchmark as one HTML page that needs nothing else, and as one CSV table."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io as streams
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+
+import samsans
+from samsans.benchmark import noise
+from samsans.metrics.conventions import METRICS
+
+TITLES = {
+    "volumetric_dice": "Dice of volumes",
+    "dice": "Dice of slices",
+    "dice_positive": "Dice, slices with the object",
+    "false_positive_rate": "false alarms on empty slices",
+    "hd95": "HD95",
+    "asd": "ASD",
+    "coverage": "coverage",
+}
+SUMMARIES = {
+    "naurc": "nAURC",
+    "half_drop": "half-drop",
+    "crossover": "crossover",
+    "clean_cost": "clean cost",
+}
+
+
+def render(summary: Mapping[str, Any], text: str, png: bytes | None) -> str:
+    """The report of a summary as HTML text; ``text``: the same table for a terminal; ``png``: the curves."""
+    template = resources.files("samsans.benchmark").joinpath("report.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["number"] = number
+    return environment.from_string(template).render(
+        summary=summary,
+        text=text,
+        curves=None if png is None else "data:image/png;base64," + base64.b64encode(png).decode("ascii"),
+        titles=TITLES,
+        summaries=SUMMARIES,
+        shares=noise.SHARES,
+        score=noise.SCORE,
+        metrics=METRICS,
+        version=samsans.__version__,
+    )
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number as shown, an en dash where it is undefined."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV text, empty where a value is undefined."""
+    buffer = streams.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+    return buffer.getvalue()

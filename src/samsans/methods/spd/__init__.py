@@ -1,0 +1,1 @@
+"""SPD: a saliency prior distils noisy points across slices before SAM sees them."""
