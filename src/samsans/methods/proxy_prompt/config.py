@@ -85,7 +85,7 @@ class CcmConfig:
 
 @dataclass
 class ProxyPromptConfig:
-    """Proxy Prompt on SAM.
+    """Proxy Prompt on SAM or SAM 2.
 
     Args:
         csm: Contextual Selective Module.
@@ -97,6 +97,11 @@ class ProxyPromptConfig:
         bce: Weight of pixel-wise cross-entropy beside the Dice loss (our option).
         read: Weight of the cross-entropy of the support masks as the direct path reads them (our option).
         mask_contrast: Weight of a term that pushes apart the prompts of different masks (decision D-35).
+        mem_map: SAM 2: how a prompt token enters the memory attention: split into tokens of 64 channels, or linear, a
+            learned map to one (decision D-13).
+        mem_pos: SAM 2: positions of the prompt as memory: none, or sine16, where its tokens lie in their 16 x 16 grid.
+        memory_mode: SAM 2: what is remembered: proxy_only, the prompt alone; in videos also proxy_plus_bank, beside
+            SAM 2's own memories, or proxy_first_frame, on the first frame alone (decision D-14).
         scan: Selective scan: auto, cpp, triton, chunked or sequential (decision D-34).
     """
 
@@ -108,6 +113,9 @@ class ProxyPromptConfig:
     bce: float = 0.0
     read: float = 0.0
     mask_contrast: float = 0.0
+    mem_map: Literal["split", "linear"] = "split"
+    mem_pos: Literal["none", "sine16"] = "none"
+    memory_mode: Literal["proxy_only", "proxy_plus_bank", "proxy_first_frame"] = "proxy_only"
     scan: Literal["auto", "cpp", "triton", "chunked", "sequential"] = "auto"
 
 

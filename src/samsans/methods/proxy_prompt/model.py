@@ -1,4 +1,4 @@
-"""Proxy Prompt on SAM (arXiv 2502.03501): an annotated image of someone else becomes the prompt.
+"""Proxy Prompt on SAM and SAM 2 (arXiv 2502.03501): an annotated image of someone else becomes the prompt.
 
 Read top to bottom: encode, context (step 1 and 2), selective read-out (step 3), colorization, decode, loss.
 """
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samsans.backbones import add_lora, load_backbone, merge_lora
+from samsans.backbones import Sam, Sam2, add_lora, load_backbone, merge_lora
 from samsans.errors import InputError
 from samsans.methods.proxy_prompt.bridge import Bridge
 from samsans.methods.proxy_prompt.ccm import Ccm
 from samsans.methods.proxy_prompt.config import ProxyPromptConfig
 from samsans.methods.proxy_prompt.context import build_context_encoder
+from samsans.methods.proxy_prompt.memory import memory_of
 from samsans.methods.proxy_prompt.selective import mean_readout, selective_readout
 from samsans.methods.proxy_prompt.support import SupportBank
 from samsans.ops.losses import dice_loss
@@ -27,7 +28,6 @@ from samsans.ops.timing import Timer
 from samsans.types import Batch, Embedding, Needs, ParamGroup, Prompt, Stage
 
 if TYPE_CHECKING:
-    from samsans.backbones.sam import Sam
     from samsans.config import RunConfig
 
 Choose = Callable[[Tensor], Sequence[SupportBank]]
@@ -50,17 +50,17 @@ class Output:
 
 
 class ProxyPrompt(nn.Module):
-    """Proxy Prompt Generator on a SAM backbone.
+    """Proxy Prompt Generator on a SAM or SAM 2 backbone.
 
     Args:
-        backbone: SAM, with LoRA or trained whole; frozen parameters stay frozen.
+        backbone: With LoRA or trained whole; frozen parameters stay frozen.
         config: The method's configuration; every ablation is one of its values.
     """
 
     needs = Needs(supports=True)
     bank_per_image = True  # predict takes one bank for each image of a batch
 
-    def __init__(self, backbone: Sam, config: ProxyPromptConfig) -> None:
+    def __init__(self, backbone: Sam | Sam2, config: ProxyPromptConfig) -> None:
         super().__init__()
         grid, channels, csm, ccm = backbone.grid, backbone.channels, config.csm, config.ccm
         if grid % 4:
@@ -91,6 +91,7 @@ class ProxyPrompt(nn.Module):
             ffn=ccm.ffn,
         )
         self.direct = nn.Conv2d(channels + CELLS * CELLS, channels, 1) if config.direct else None
+        self.memory = memory_of(backbone, config)
 
     # -- supports: nothing here depends on a target -------------------------------------------------------------------
 
@@ -195,21 +196,27 @@ class ProxyPrompt(nn.Module):
         return self.ccm(query.repeat_interleave(n, dim=0), context[..., : self.backbone.channels]), context
 
     def decode(self, embedding: Embedding, tokens: Tensor, context: Tensor) -> Tensor:
-        """``(B, N, 4g, 4g)`` logits: the prompt enters SAM's decoder as sparse tokens (decisions D-11, D-12)."""
+        """``(B, N, 4g, 4g)`` logits: the prompt enters SAM's decoder as sparse tokens (decisions D-11, D-12).
+
+        In SAM 2 it is what the memory attention reads, and the decoder gets the empty prompt (decision D-13).
+        """
         batch, _, g, _ = embedding.features.shape
         n = len(tokens) // batch
         dense = self.backbone.dense_default()
         if self.direct is not None:
             dense = dense + self.direct(context.transpose(1, 2).unflatten(2, (g, g)))
         image = torch.arange(batch, device=tokens.device).repeat_interleave(n)
-        logits = self.backbone.decode(embedding, Prompt(tokens, dense, image)).logits
+        prompt = Prompt(tokens, dense, image)
+        if self.memory is not None:
+            embedding, prompt = self.memory(self.backbone, embedding, prompt)
+        logits = self.backbone.decode(embedding, prompt).logits
         return logits[:, 0].unflatten(0, (batch, n))
 
     def forward(self, batch: Batch) -> Output:
         """Leave-one-out episodes (section 4.2): every target reads all other images of the batch as its supports."""
         masks, targets = self._episode(batch)
         embedding, keys, values = self._encode_all(batch.images, masks)
-        chosen = Embedding(embedding.features[targets])
+        chosen = Embedding(embedding.features[targets], tuple(part[targets] for part in embedding.high_res))
         tokens, context = self.prompt(chosen.features, keys, values, targets, self._visible(batch))
         logits = _upsample(self.decode(chosen, tokens, context), batch.images.shape[-1])
         return Output(logits, tokens.unflatten(0, logits.shape[:2]), self._read(context, logits.shape[:2]))
@@ -375,6 +382,8 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> ProxyPrompt:
     backbone = load_backbone(config.backbone, seed=config.seed)
     if config.backbone.train == "lora":
         add_lora(backbone, config.lora)
+    elif config.backbone.train == "all" and isinstance(backbone, Sam2):
+        backbone.train_whole(memory=True)
     elif config.backbone.train == "all":
         backbone.train_whole()
     with torch.random.fork_rng(devices=[]):
