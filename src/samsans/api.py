@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from samsans.data.cases import Dataset
     from samsans.data.check import CheckReport
     from samsans.data.splits import Split
-    from samsans.inference import Segmenter
+    from samsans.inference import Manifest, Segmenter
     from samsans.metrics.evaluate import Illustrate, Summary
 
 OnProgress = Callable[[Progress], None]
@@ -134,7 +135,12 @@ def inputs(
     from samsans.data.splits import Split
 
     data = _as_trained(data, segmenter.config.data)
-    as_told = data.images or data.volume or (segmenter.method.needs.points and data != DataConfig(path=data.path))
+    as_told = (
+        data.images
+        or data.volume
+        or data.video
+        or (segmenter.method.needs.points and data != DataConfig(path=data.path))
+    )
     if part is None and not as_told:
         return Path(paths[0]) if len(paths) == 1 else list(paths)
     if len(paths) > 1:
@@ -149,6 +155,29 @@ def inputs(
     if not cases:
         raise InputError(f"no case of {data.path} is in the {part} part of {segmenter.run}", "the data set trained on")
     return replace(dataset, cases=cases)
+
+
+def videos(
+    segmenter: Segmenter, inputs: Sequence[str | Path] | Path | Dataset, options: Mapping[str, Any]
+) -> Callable[..., Manifest] | None:
+    """What segments ``inputs`` as videos: ``predict_videos`` with ``options`` of ``predict``; ``None`` for images.
+
+    Raises InputError where videos and images are mixed, or an option is not one of videos.
+    """
+    from samsans.inference.video_folders import find_videos, predict_videos
+
+    overlay = bool(options["overlay"])
+    if overlay and options["video"] is False:
+        raise InputError("--overlay with --no-video", "one of the two")
+    sources = find_videos(segmenter, inputs, True if overlay else options["video"])
+    if not sources:
+        return None
+    never = ("labels", "probabilities", "samples", "mirror", "points", "prompt_noise", "prompt_mode")
+    flags = [f"--{name.replace('_', '-')}" for name in never if options[name] not in (None, False)]
+    if flags:
+        raise InputError(f"{', '.join(flags)} with videos", "no such option: frames get label maps", "Leave it out")
+    told = {name: options[name] for name in ("objects", "seed", "batch_size", "view", "largest_component", "overwrite")}
+    return functools.partial(predict_videos, segmenter, sources, overlay=overlay, **told)
 
 
 def evaluate(

@@ -271,6 +271,8 @@ def _predict(argv: list[str]) -> int:
     parser.add_argument("--prompt-noise", metavar="LEVEL", help="points simulated from the masks, L0 (clean) to L5")
     parser.add_argument("--prompt-mode", help="where simulated points miss: hard, uniform (the run's)")
     parser.add_argument("--cache", action=BooleanOptionalAction, default=True, help="keep saliency and points in RUN")
+    parser.add_argument("--video", action=BooleanOptionalAction, help="folders of numbered frames are videos; none is")
+    parser.add_argument("--overlay", action="store_true", help="also write videos with their objects; implies --video")
     parser.add_argument("--overwrite", action="store_true", help="do again what is already there")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
@@ -293,20 +295,17 @@ def _predict(argv: list[str]) -> int:
         via=args.via,
     )
     inputs = api.inputs(segmenter, args.input, _data_config(args.input[0], args.data), args.split)
+    videos = api.videos(segmenter, inputs, vars(args))
     support, task = args.support, args.task
     if support and task:
         support, task = segmenter.encode_support(support, name=task), None
     with Display("segmenting") as display:
-        manifest = segmenter.predict_folder(
-            inputs,
-            args.out,
-            support=support,
-            task=task,
-            **{name: getattr(args, name) for name in PREDICTION},
-            samples=args.samples or 0,
-            choose=args.choose,
-            on_progress=display.step,
-        )
+        shared = {"support": support, "task": task, "choose": args.choose, "on_progress": display.step}
+        if videos:
+            manifest = videos(args.out, **shared)
+        else:
+            told = {name: getattr(args, name) for name in PREDICTION}
+            manifest = segmenter.predict_folder(inputs, args.out, **told, samples=args.samples or 0, **shared)
     print(manifest.text())
     return 1 if manifest.failures else 0
 

@@ -147,7 +147,7 @@ def predict_folder(
         options["prompts"] = prompting.options
     about = provenance.about(segmenter, found, options | {"batch_size": segmenter.batch_size(batch_size)})
     key = provenance.key(segmenter, found, options)
-    manifest = _open(out, key, about, items, overwrite)
+    manifest = open_manifest(out, key, about, items, overwrite)
     call = {
         "inputs": provenance.shown(inputs),
         "out": str(out),
@@ -252,7 +252,7 @@ def _is_flat(case: Case) -> bool:
     return not case.stacked and io.suffix(case.images[0]) in io.IMAGE_SUFFIXES
 
 
-def _open(out: Path, key: str, about: dict[str, Any], items: Sequence[Item], overwrite: bool) -> Manifest:
+def open_manifest(out: Path, key: str, about: dict[str, Any], items: Sequence[Item], overwrite: bool) -> Manifest:
     """The manifest to go on with; InputError where ``out`` holds what was made in another way."""
     todo = "Choose another folder, or overwrite"
     try:

@@ -65,7 +65,7 @@ class Manifest:
 
     def text(self) -> str:
         """What was done, for people: counts, seconds by part, failures with their reasons, what became of points."""
-        done = len(self.records) - len(self.skipped)
+        done = len(self.records.keys() - self.failures.keys()) - len(self.skipped)
         lines = [f"{done} segmented, {len(self.skipped)} there already, {len(self.failures)} failed: {self.folder}"]
         lines += ["  " + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in self.seconds.items())] if done else []
         lines += [f"  {id}: {message}" for id, message in self.failures.items()]

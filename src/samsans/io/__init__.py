@@ -19,7 +19,7 @@ from samsans.io.orientation import Orientation
 from samsans.io.points import read_points, write_points
 from samsans.io.read import content_hash, read_image, read_labels
 from samsans.io.samples import read_samples, write_samples
-from samsans.io.video import Frame, Video, open_video
+from samsans.io.video import Frame, Video, is_video, open_video
 from samsans.io.write import write_image, write_labels
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "file_hash",
     "find_images",
     "is_image",
+    "is_video",
     "open_video",
     "output_suffix",
     "read_image",

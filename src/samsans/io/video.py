@@ -121,6 +121,20 @@ def open_video(path: str | Path, *, fps: float | None = None, window: tuple[floa
     return VideoFile(path, fps=fps)
 
 
+def is_video(path: str | Path) -> bool:
+    """Whether ``path`` is a video file by its suffix, or DICOM of several frames that are moments, not places."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    if suffix(path) in VIDEO_SUFFIXES:
+        return True
+    if not is_dicom(path):
+        return False
+    from samsans.io.video_dicom import is_cine
+
+    return is_cine(path)
+
+
 # -- pictures -----------------------------------------------------------------------------------------------------
 
 

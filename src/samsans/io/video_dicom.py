@@ -21,6 +21,20 @@ if TYPE_CHECKING:
 MPEG = tuple(f"1.2.840.10008.1.2.4.{number}" for number in range(100, 109))  # transfer syntaxes, also fragmentable
 ITEM, END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 UNDEFINED = 0xFFFFFFFF
+STORAGE = "1.2.840.10008.5.1.4.1.1."
+CINE = tuple(  # ultrasound, angiography and fluoroscopy, endoscopy, microscopy, photography
+    STORAGE + kind for kind in ("3", "3.1", "12.1", "12.1.1", "12.2", "12.2.1", "77.1.1.1", "77.1.2.1", "77.1.4.1")
+)
+
+
+def is_cine(path: Path) -> bool:
+    """Whether the DICOM file holds several frames that are moments, by its kind of image or since it holds MPEG."""
+    import pydicom
+
+    with reading(path, "DICOM"):
+        ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "NumberOfFrames"])
+        syntax = str(ds.file_meta.get("TransferSyntaxUID", "")).removesuffix(".1")
+        return int(ds.get("NumberOfFrames") or 1) > 1 and (ds.get("SOPClassUID") in CINE or syntax in MPEG)
 
 
 def open_dicom(path: Path, fps: float | None, window: tuple[float, float] | None) -> Video:
