@@ -76,7 +76,7 @@ class VideoSegmenter:
         segmenter.require_view(view)
         self.segmenter, self.id = segmenter, id
         self._seed, self._view, self._choose, self._largest = seed, view, choose, largest_component
-        self._objects, self._size = objects, batch_size
+        self._size = batch_size
         self._runner = segmenter.runner(batch_size)
         self._found, self._target, self._draw = self._prepared(support, task, objects)
 
@@ -94,7 +94,6 @@ class VideoSegmenter:
         Returns the objects.  A ``run`` that has begun ends with what it began with.
         """
         self._found, self._target, self._draw = self._prepared(support, task, objects)
-        self._objects = objects
         return self.classes
 
     def step(self, frame: np.ndarray) -> FrameResult:

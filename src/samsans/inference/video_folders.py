@@ -223,6 +223,8 @@ def _predict(
     old = manifest.records.get(source.id)
     same = old is not None and old.sha256 == sha256 and not overwrite
     seconds: dict[str, float] = dict(old.seconds) if old is not None and same else {}
+    for file in old.beside if old is not None and not same else ():
+        (manifest.folder / file).unlink(missing_ok=True)  # the overlay of other bytes
     used: set[str] = set(old.supports) if old is not None and same else set()
 
     def record() -> None:
