@@ -14,6 +14,8 @@ from samsans.data.transforms import Preprocess
 from samsans.io.orientation import Orientation
 from samsans.types import Points
 
+IDENTITY = Orientation((0, 1, 2), (False, False, False), (1.0, 1.0, 1.0), "")  # slices that are canonical already
+
 
 def to_slices(points: Points, orientation: Orientation, shape: Sequence[int]) -> list[np.ndarray]:
     """One array ``(K, 3)`` for each canonical slice of a volume of ``shape`` ``(D, H, W)``, in the order of the points.
@@ -38,6 +40,16 @@ def from_slices(slices: Sequence[np.ndarray], orientation: Orientation, shape: S
     canonical = np.where(np.array(orientation.flips), sizes - 1 - canonical, canonical)
     native = canonical[:, np.argsort(orientation.axes)].astype(np.float64)
     return Points(native, flat[:, 2].astype(np.int64))
+
+
+def by_slice(points: Points, depth: int) -> list[np.ndarray]:
+    """``to_slices`` of a volume that is canonical already, of ``depth`` slices."""
+    return to_slices(points, IDENTITY, (depth, 0, 0))
+
+
+def of_volume(slices: Sequence[np.ndarray]) -> Points:
+    """``from_slices`` to a volume that is canonical already."""
+    return from_slices(slices, IDENTITY, (len(slices), 0, 0))
 
 
 def to_model(points: np.ndarray, size: tuple[int, int], preprocess: Preprocess) -> np.ndarray:

@@ -23,6 +23,7 @@ from samsans.data.slices import SliceDataset
 from samsans.data.splits import Split
 from samsans.errors import InputError
 from samsans.experiments import Request
+from samsans.experiments.draws import patients_first
 from samsans.experiments.panel import draw_panel
 from samsans.metrics.evaluate import evaluate
 from samsans.types import Batch, Case, ClassInfo
@@ -108,7 +109,7 @@ def _arms(segmenter: Segmenter, pool: SliceDataset, seed: int) -> list[tuple[Cla
     order = np.random.default_rng(seed).permutation(len(pool))
     arms: list[tuple[ClassInfo, str, Callable[[], Any]]] = []
     for index, info in enumerate(pool.dataset.classes):
-        shown = _patients_first(pool, [int(i) for i in order if pool.present[i, index]])[: max(SUPPORTS)]
+        shown = patients_first(pool, [int(i) for i in order if pool.present[i, index]])[: max(SUPPORTS)]
         if len(shown) < 2:
             raise InputError(f"{len(shown)} training images show {info.name}", "at least 2")
 
@@ -127,17 +128,6 @@ def _arms(segmenter: Segmenter, pool: SliceDataset, seed: int) -> list[tuple[Cla
                 arms.append((info, f"masks of {stranger.name}", bank(shown, info.name, other)))
         arms.append((info, "mean mask", lambda: None))
     return arms
-
-
-def _patients_first(pool: SliceDataset, indices: Sequence[int]) -> list[int]:
-    """The indices in an order that repeats no patient before every patient had one."""
-    seen: dict[str, int] = {}
-    rounds = []
-    for index in indices:
-        patient = pool.patients[index]
-        rounds.append((seen.get(patient, 0), index))
-        seen[patient] = seen.get(patient, 0) + 1
-    return [index for _, index in sorted(rounds, key=lambda item: item[0])]
 
 
 def _bank(

@@ -17,13 +17,14 @@ from torch.nn import functional as F
 
 from samsans import io
 from samsans.data.classes import class_masks
+from samsans.data.points import of_volume
 from samsans.data.prompt_statistics import statistics
 from samsans.data.transforms import Preprocess
 from samsans.errors import InputError
 from samsans.experiments import Request
 from samsans.experiments.distillation_report import draw, markdown, text
 from samsans.experiments.latency import SLICES, latency
-from samsans.inference.points import PointJob, of_volume
+from samsans.inference.points import PointJob
 from samsans.inference.prompts import choose
 from samsans.inference.slices import SliceJob, autocast
 from samsans.methods.spd.cpd import distil

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import samsans
 from samsans.data.neighbours import stretches
+from samsans.data.points import of_volume
 from samsans.data.prompt_statistics import statistics
 from samsans.data.transforms import Preprocess
 from samsans.inference.jobs import Target
@@ -27,7 +28,7 @@ from samsans.inference.manifest import hash_values
 from samsans.inference.prompt_cache import PromptCache
 from samsans.inference.slices import Runner, SliceJob, autocast
 from samsans.ops.timing import Timer
-from samsans.types import Batch, Points
+from samsans.types import Batch
 
 
 @dataclass(kw_only=True)
@@ -76,13 +77,6 @@ def prompted(job: SliceJob, points: Sequence[np.ndarray], hashed: bool, **told: 
         content = digest.hexdigest()
     known = {f.name: getattr(job, f.name) for f in fields(job)}
     return PointJob(**known, points=list(points), content=content, **told)
-
-
-def of_volume(rows: Sequence[np.ndarray]) -> Points:
-    """Points of slices ``(K, 3)`` as those of their volume."""
-    positions = [np.column_stack([np.full(len(some), t), some[:, 1], some[:, 0]]) for t, some in enumerate(rows)]
-    flat = np.concatenate([np.zeros((0, 3)), *rows])
-    return Points(np.concatenate([np.zeros((0, 3)), *positions]), flat[:, 2].astype(np.int64))
 
 
 class PointRunner(Runner):

@@ -15,12 +15,12 @@ from samsans.config import PromptConfig
 from samsans.data.cases import Dataset, require_same_grid
 from samsans.data.classes import class_masks
 from samsans.data.point_files import with_points as with_files
-from samsans.data.points import to_model, to_slices
+from samsans.data.points import by_slice, of_volume, to_model, to_slices
 from samsans.data.prompt_noise import LEVELS, simulate
 from samsans.data.prompt_statistics import statistics
 from samsans.data.transforms import Preprocess
 from samsans.errors import InputError
-from samsans.inference.points import PointJob, of_volume, prompted
+from samsans.inference.points import PointJob, prompted
 from samsans.inference.slices import SliceJob
 from samsans.io.points import inside_image
 from samsans.types import Case, ClassInfo, Points, Volume
@@ -91,8 +91,7 @@ class Prompting:
             pictures = (preprocess.image(picture, job.levels)[:, :h, :w] for picture in job.slices)
             image = np.stack([picture.float().mean(0).numpy() for picture in pictures])
         drawn = simulate(mask, noise, volume=job.id, draw=self.draw, image=image)
-        z, y, x = drawn.positions.T
-        return [np.column_stack([x, y, drawn.labels])[z == t][: self.keep] for t in range(len(mask))]
+        return [rows[: self.keep] for rows in by_slice(drawn, len(mask))]
 
 
 def choose(

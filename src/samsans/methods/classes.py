@@ -66,6 +66,17 @@ def foreground_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return (terms * positive).sum() / positive.sum().clamp_min(1)
 
 
+def require_one_object(objects: Sequence[str], asked: str, why: str) -> None:
+    """Raise ``InputError`` where a method of one object is asked about another number of them.
+
+    asked: by what, e.g. ``for spd``.  why: e.g. ``points are of one object``.
+    """
+    if len(objects) != 1:
+        raise InputError(
+            f"{len(objects)} objects ({', '.join(objects)}) {asked}", f"one: {why}", "Choose one with data.classes"
+        )
+
+
 def refuse_decoder_adapters(config: RunConfig) -> None:
     """Raise ``InputError`` where adapters are asked for in a decoder that is trained as a whole."""
     if config.backbone.train == "lora" and config.lora.decoder:

@@ -18,7 +18,7 @@ from samsans.config import PatchConfig, RunConfig
 from samsans.data import protocols
 from samsans.data.cases import Dataset as Cases
 from samsans.data.classes import read_classes, write_classes
-from samsans.data.episodes import BatchSource, EpisodeSource, plain_batch
+from samsans.data.episodes import BatchSource, EpisodeSource
 from samsans.data.neighbours import NeighbourSource
 from samsans.data.patches import MiddlePatches, PatchSource
 from samsans.data.slices import SliceDataset
@@ -26,6 +26,7 @@ from samsans.data.splits import Split, few_slices, make_split
 from samsans.data.transforms import Preprocess
 from samsans.data.volumes import VolumeDataset, plan
 from samsans.errors import InputError
+from samsans.training.prepared import PreparedSlices
 from samsans.training.prompts import PairPrompts
 from samsans.types import Batch, Needs, Stage
 
@@ -76,30 +77,6 @@ class TrainingData:
     objects: tuple[str, ...]
     drawn: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-class PreparedSlices:
-    """The slices of a ``SliceDataset`` as batches."""
-
-    def __init__(self, slices: SliceDataset) -> None:
-        self.slices = slices
-
-    @property
-    def present(self) -> np.ndarray:
-        """``(len, N)`` bool: which slice shows which object."""
-        return self.slices.present
-
-    @property
-    def class_pixels(self) -> np.ndarray:
-        """``(N + 1,)`` int64: pixels of background and of each object in all slices, padding not counted."""
-        return self.slices.class_pixels
-
-    def __len__(self) -> int:
-        return len(self.slices)
-
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """Those slices, normalised, with masks (and all annotations, where the method needs them)."""
-        return plain_batch(self.slices, indices)
 
 
 def choose_split(dataset: Cases, config: RunConfig, run: Path) -> tuple[Split, bool]:

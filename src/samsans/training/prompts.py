@@ -13,13 +13,14 @@ from samsans.config import PromptConfig, RunConfig
 from samsans.data.clean_points import Centres, find_centres
 from samsans.data.episodes import plain_batch
 from samsans.data.neighbours import pointed_batch, stretches
-from samsans.data.points import to_model, to_slices
+from samsans.data.points import by_slice, of_volume, to_model, to_slices
 from samsans.data.prompt_noise import LEVELS, simulate
 from samsans.data.prompt_statistics import PromptStatistics, statistics
 from samsans.data.slices import SliceDataset
 from samsans.errors import InputError
 from samsans.io.orientation import Orientation
-from samsans.types import Batch, Points
+from samsans.training.prepared import PreparedSlices
+from samsans.types import Batch
 
 Distiller = Callable[[np.ndarray | None, Sequence[np.ndarray]], list[np.ndarray]]
 
@@ -99,8 +100,7 @@ class VolumePrompts:
         if case not in self._centres:
             self._centres[case] = find_centres(mask, step=self.noise.step)
         drawn = simulate(mask, self.noise, volume=case, draw=draw, image=image, centres=self._centres[case])
-        flat = np.column_stack([drawn.positions[:, 2], drawn.positions[:, 1], drawn.labels])
-        return [flat[drawn.positions[:, 0] == t] for t in range(len(mask))]
+        return by_slice(drawn, len(mask))
 
     def masks(self, case: str) -> np.ndarray:
         """``(T, h, w)`` bool: the object as the model sees it, without padding."""
@@ -113,16 +113,17 @@ class VolumePrompts:
         before = after = PromptStatistics(0, 0, 0, 0, 0, 0, 0)
         for case in self.volumes:
             mask = self.masks(case)
-            before += statistics(_of_volume(self.raw(case, draw)), mask)
-            after += statistics(_of_volume(self.points(case, draw)), mask)
+            before += statistics(of_volume(self.raw(case, draw)), mask)
+            after += statistics(of_volume(self.points(case, draw)), mask)
         return before, after
 
 
-class PromptedSlices:
+class PromptedSlices(PreparedSlices):
     """Prepared slices with their points, those of the draw for held-out slices."""
 
     def __init__(self, prompts: VolumePrompts) -> None:
-        self.prompts, self.slices = prompts, prompts.slices
+        super().__init__(prompts.slices)
+        self.prompts = prompts
         self._points: dict[str, list[np.ndarray]] = {}
 
     def forget(self) -> None:
@@ -134,19 +135,6 @@ class PromptedSlices:
         if case not in self._points:
             self._points[case] = self.prompts.points(case, HELD_OUT_DRAW)
         return self._points[case]
-
-    @property
-    def present(self) -> np.ndarray:
-        """``(len, N)`` bool: which slice shows which object."""
-        return self.slices.present
-
-    @property
-    def class_pixels(self) -> np.ndarray:
-        """``(N + 1,)`` int64: pixels of background and of each object in all slices, padding not counted."""
-        return self.slices.class_pixels
-
-    def __len__(self) -> int:
-        return len(self.slices)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Those slices, unchanged by augmentation, with masks, points, and which of them follow each other."""
@@ -233,10 +221,3 @@ def told(before: PromptStatistics, after: PromptStatistics | None) -> str:
 def _share(counts: PromptStatistics, part: str, whole: str) -> str:
     total = getattr(counts, whole)
     return f"{getattr(counts, part) / total:.0%}" if total else "none"
-
-
-def _of_volume(points: Sequence[np.ndarray]) -> Points:
-    """Points ``(K, 3)`` of each slice as those of the volume."""
-    positions = [np.column_stack([np.full(len(rows), t), rows[:, 1], rows[:, 0]]) for t, rows in enumerate(points)]
-    labels = [rows[:, 2] for rows in points]
-    return Points(np.concatenate([np.zeros((0, 3)), *positions]), np.concatenate([[], *labels]).astype(np.int64))

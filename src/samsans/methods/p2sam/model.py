@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from samsans.backbones import add_lora, load_backbone, merge_lora
 from samsans.cache import GIB, Cache
 from samsans.errors import InputError
-from samsans.methods.classes import refuse_decoder_adapters
+from samsans.methods.classes import refuse_decoder_adapters, require_one_object
 from samsans.methods.draws import Gaussian, all_annotations, choose, seeded_noise
 from samsans.methods.p2sam import losses
 from samsans.methods.p2sam.config import P2SamConfig, check
@@ -330,12 +330,7 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> P2Sam:
     Raises:
         InputError: more than one object, or an option that cannot be used.
     """
-    if len(objects) != 1:
-        raise InputError(
-            f"{len(objects)} objects ({', '.join(objects)}) for p2sam",
-            "one: samples are of one object",
-            "Choose one with data.classes",
-        )
+    require_one_object(objects, "for p2sam", "samples are of one object")
     check(config.model, config.train.lr)
     refuse_decoder_adapters(config)
     backbone = load_backbone(config.backbone, seed=config.seed, masks=config.model.masks, family="sam")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samsans.errors import InputError
+from samsans.methods.classes import require_one_object
 from samsans.methods.draws import Gaussian, all_annotations, choose, seeded_noise
 from samsans.methods.prob_unet.config import ProbUNetConfig
 from samsans.methods.prob_unet.networks import Combine, Encoder, UNet, initialise
@@ -124,10 +125,7 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> ProbUNet:
             "none: there is no SAM inside",
             "Leave --backbone away; for short trainings choose --preset scratch",
         )
-    if len(objects) != 1:
-        raise InputError(
-            f"{len(objects)} objects ({', '.join(objects)}) for prob_unet", "one", "Choose it with data.classes"
-        )
+    require_one_object(objects, "for prob_unet", "samples are of one object")
     if len(own.widths) < 2 or min(own.widths) < 1 or own.latent < 1:
         raise InputError(
             f"model.widths {own.widths} and model.latent {own.latent}", "two or more widths and a latent of at least 1"

@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from samsans.errors import InputError
-from samsans.ops.timing import Timer
-from samsans.types import Batch, Embedding, Needs, Stage
+from samsans.methods.prompted.untrained import ABSENT, Untrained
+from samsans.types import Batch, Embedding, Needs
 
 if TYPE_CHECKING:
-    from samsans.backbones.sam import Sam
-    from samsans.config import RunConfig
-    from samsans.methods.prompted.config import PromptedConfig
+    pass
 
-ABSENT = -100.0  # logit everywhere of an image without prompt: nothing is asked for
 MARGIN = 10 / 512  # of the side, around the box of the points (decision D36)
 
 
-class GivenPrompts(nn.Module):
+class GivenPrompts(Untrained):
     """A SAM backbone prompted with ``batch.points``: all of an image's points, or the box around those inside.
 
     For one object.  Nothing is trained, and no point is weighed or turned down.
     """
 
     needs = Needs(points=True)
-
-    def __init__(self, backbone: Sam, config: PromptedConfig) -> None:
-        super().__init__()
-        self.backbone, self.config, self.timer = backbone, config, Timer()
-
-    def stages(self, config: RunConfig) -> Sequence[Stage]:
-        """No stages: there is nothing to train."""
-        return ()
-
-    def forward(self, batch: Batch) -> Tensor:
-        """``(B, 1, S, S)`` logits: the same as ``predict``."""
-        return self.predict(batch)
-
-    def loss(self, output: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Raises InputError: a prompted baseline has no loss."""
-        raise InputError("a prompted baseline has nothing to train", "train.steps 0", "Run `samsans predict` with it")
 
     @torch.no_grad()
     def predict(self, batch: Batch, support: Any = None) -> Tensor:

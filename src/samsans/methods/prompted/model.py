@@ -6,48 +6,28 @@ everything with the proposal that overlaps the truth best.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from samsans.errors import InputError
-from samsans.methods.prompted.config import PromptedConfig
+from samsans.methods.classes import require_one_object
 from samsans.methods.prompted.given import GivenPrompts
 from samsans.methods.prompted.prompts import generator, jittered, random_point, tight_box
 from samsans.methods.prompted.proposals import overlap, propose
-from samsans.ops.timing import Timer
-from samsans.types import Batch, Embedding, Needs, Stage
+from samsans.methods.prompted.untrained import ABSENT, Untrained
+from samsans.types import Batch, Embedding, Needs
 
 if TYPE_CHECKING:
-    from samsans.backbones.sam import Sam
     from samsans.config import RunConfig
 
-ABSENT = -100.0  # logit everywhere of an object that the truth does not show: it has no prompt
 
-
-class Prompted(nn.Module):
+class Prompted(Untrained):
     """A SAM backbone whose prompts come from ``batch.masks``.  Nothing is trained."""
 
     needs = Needs(labels_at_predict=True)
-
-    def __init__(self, backbone: Sam, config: PromptedConfig) -> None:
-        super().__init__()
-        self.backbone, self.config, self.timer = backbone, config, Timer()
-
-    def stages(self, config: RunConfig) -> Sequence[Stage]:
-        """No stages: there is nothing to train."""
-        return ()
-
-    def forward(self, batch: Batch) -> Tensor:
-        """``(B, N, S, S)`` logits: the same as ``predict``."""
-        return self.predict(batch)
-
-    def loss(self, output: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Raises InputError: a prompted baseline has no loss."""
-        _untrained()
 
     @torch.no_grad()
     def predict(self, batch: Batch, support: Any = None) -> Tensor:
@@ -120,11 +100,7 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> Prompted | GivenPrompt
 
     model = config.model
     if model.source == "points" and len(objects) > 1:
-        raise InputError(
-            f"{len(objects)} objects ({', '.join(objects)}) with model.source points",
-            "one: points are of one object",
-            "Choose one with data.classes",
-        )
+        require_one_object(objects, "with model.source points", "points are of one object")
     if model.source == "points" and (model.prompt == "everything" or model.box_jitter):
         raise InputError(
             f"model.source points with model.prompt {model.prompt} and model.box_jitter {model.box_jitter}",
@@ -142,7 +118,3 @@ def _valid(batch: Batch, image: int) -> tuple[int, int]:
         return batch.images.shape[-2], batch.images.shape[-1]
     height, width = batch.valid[image].tolist()
     return height, width
-
-
-def _untrained() -> NoReturn:
-    raise InputError("a prompted baseline has nothing to train", "train.steps 0", "Run `samsans predict` with it")

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from samsans.backbones import add_lora, drop_lora, load_backbone, merge_lora
 from samsans.backbones.adapters import base_state, has_lora
 from samsans.errors import InputError
-from samsans.methods.classes import refuse_decoder_adapters, true_masks
+from samsans.methods.classes import refuse_decoder_adapters, require_one_object, true_masks
 from samsans.methods.spd import losses
 from samsans.methods.spd.config import LOW_TAU, SpdConfig, check
 from samsans.methods.spd.distiller import Distiller
@@ -334,12 +334,7 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> Spd:
     Raises:
         InputError: more than one object, or an option that cannot be used.
     """
-    if len(objects) != 1:
-        raise InputError(
-            f"{len(objects)} objects ({', '.join(objects)}) for spd",
-            "one: points are of one object",
-            "Choose one with data.classes",
-        )
+    require_one_object(objects, "for spd", "points are of one object")
     check(config.model)
     refuse_decoder_adapters(config)
     if config.model.distill != "none" and config.model.tau < LOW_TAU:
