@@ -7,29 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from proxy_training import train_beside, two_objects
 from samsans import cli, config
 from samsans.config import DataConfig
-from samsans.data.phantoms import write
 from samsans.data.splits import Split
 from samsans.errors import InputError
 from samsans.experiments import Request, ablation, run
 from samsans.experiments.ablation import trained as train_arm
 
-TINY = ("--backbone", "tiny", "--input-size", "64", "--train.pictures_every", "0", "--train.accelerator", "cpu")
-SMALL = ("--model.csm.encoder.dim", "32", "--model.csm.encoder.depth", "1", "--model.ccm.ffn", "32")
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write("two_objects", tmp_path_factory.mktemp("two") / "data", n=6, size=64, difficulty=0.2)
+    return two_objects(tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
 def trained(data: Path) -> Path:
-    out = data.parent / "run"
-    argv = ("train", "proxy_prompt", data, "-o", out, "--steps", 2, "--split.test", 0.34, *TINY, *SMALL)
-    assert cli.main([str(a) for a in argv]) == 0
-    return out
+    return train_beside(data)
 
 
 def test_modules(

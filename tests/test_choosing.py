@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import samsans
+from proxy_training import train_beside, two_objects
 from samsans import cli, io
 from samsans.data.phantoms import write
 from samsans.errors import InputError
@@ -18,21 +19,15 @@ from samsans.inference.manifest import Manifest
 from samsans.inference.suggest import rank, suggest
 from samsans.methods.proxy_prompt.pairs import choose_pairs, closeness
 
-TINY = ("--backbone", "tiny", "--input-size", "64", "--train.pictures_every", "0", "--train.accelerator", "cpu")
-SMALL = ("--model.csm.encoder.dim", "32", "--model.csm.encoder.depth", "1", "--model.ccm.ffn", "32")
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write("two_objects", tmp_path_factory.mktemp("two") / "data", n=8, size=64, difficulty=0.2)
+    return two_objects(tmp_path_factory.mktemp("two"), 8)
 
 
 @pytest.fixture(scope="module")
 def trained(data: Path) -> Path:
-    out = data.parent / "run"
-    more = ("--steps", 2, "--split.test", 0.25, "--model.k_test", 2)
-    assert cli.main([str(a) for a in ("train", "proxy_prompt", data, "-o", out, *more, *TINY, *SMALL)]) == 0
-    return out
+    return train_beside(data, "--model.k_test", 2, test=0.25)
 
 
 @pytest.fixture(scope="module")

@@ -7,28 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from samsans import cli
+from proxy_training import train_beside, two_objects
 from samsans.config import DataConfig
 from samsans.data.phantoms import write
 from samsans.data.splits import Split
 from samsans.errors import InputError
 from samsans.experiments import grid, run
 
-TINY = ("--backbone", "tiny", "--input-size", "64", "--train.pictures_every", "0", "--train.accelerator", "cpu")
-SMALL = ("--model.csm.encoder.dim", "32", "--model.csm.encoder.depth", "1", "--model.ccm.ffn", "32")
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write("two_objects", tmp_path_factory.mktemp("two") / "data", n=6, size=64, difficulty=0.2)
+    return two_objects(tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
 def trained(data: Path) -> Path:
-    out = data.parent / "run"
-    argv = ("train", "proxy_prompt", data, "-o", out, "--steps", 2, "--split.test", 0.34, *TINY, *SMALL)
-    assert cli.main([str(a) for a in argv]) == 0
-    return out
+    return train_beside(data)
 
 
 def test_grid_with_a_network_for_every_number(

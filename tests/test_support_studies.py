@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from samsans import cli
+from proxy_training import train_beside, two_objects
 from samsans.config import DataConfig
 from samsans.data.phantoms import make, write
 from samsans.errors import InputError
@@ -19,21 +19,15 @@ from samsans.experiments.context_encoders import HEAD, count
 from samsans.experiments.qualities import masks_dice, redrawn
 from samsans.methods.proxy_prompt.pairs import choose_pairs, read_pairs, segment_draws
 
-TINY = ("--backbone", "tiny", "--input-size", "64", "--train.pictures_every", "0", "--train.accelerator", "cpu")
-SMALL = ("--model.csm.encoder.dim", "32", "--model.csm.encoder.depth", "1", "--model.ccm.ffn", "32")
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write("two_objects", tmp_path_factory.mktemp("two") / "data", n=16, size=64, difficulty=0.2)
+    return two_objects(tmp_path_factory.mktemp("two"), 16)
 
 
 @pytest.fixture(scope="module")
 def trained(data: Path) -> Path:
-    out = data.parent / "run"
-    argv = ("train", "proxy_prompt", data, "-o", out, "--steps", 3, "--split.test", 0.2, *TINY, *SMALL)
-    assert cli.main([str(a) for a in argv]) == 0
-    return out
+    return train_beside(data, steps=3, test=0.2)
 
 
 def asked(data: Path, trained: Path, out: Path, **options: object) -> Request:
