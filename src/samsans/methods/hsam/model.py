@@ -230,8 +230,6 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> HSam:
     backbone = load_backbone(config.backbone, seed=config.seed, family="sam")
     if config.backbone.train == "lora":
         add_lora(backbone, config.lora, seed=config.seed)
-    elif config.backbone.train == "all":
-        backbone.freeze(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return HSam(backbone, config.model, len(objects))

@@ -336,8 +336,6 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> P2Sam:
     backbone = load_backbone(config.backbone, seed=config.seed, masks=config.model.masks, family="sam")
     if config.backbone.train == "lora":
         add_lora(backbone, config.lora, seed=config.seed)
-    elif config.backbone.train == "all":
-        backbone.freeze(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return P2Sam(backbone, config.model, config.backbone.statistics)

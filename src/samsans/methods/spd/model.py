@@ -346,8 +346,6 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> Spd:
     backbone = load_backbone(config.backbone, seed=config.seed, family="sam")
     if config.backbone.train == "lora":
         add_lora(backbone, config.lora, seed=config.seed)
-    elif config.backbone.train == "all":
-        backbone.freeze(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return Spd(backbone, config.model)
