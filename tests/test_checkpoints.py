@@ -310,7 +310,7 @@ def test_official_names_promise_their_digest(tmp_path, original, monkeypatch):
     with pytest.raises(InputError, match=r"has MD5 .* beginning with 01ec64"):
         load(path)
     digest = hashlib.md5(path.read_bytes()).hexdigest()[:6]
-    entry = dataclasses.replace(zoo.BACKBONES["sam-vit-b"], url=f"{zoo.META_URL}sam_vit_b_{digest}.pth")
+    entry = dataclasses.replace(zoo.BACKBONES["sam-vit-b"], url=f"{zoo.backbones.META_URL}sam_vit_b_{digest}.pth")
     monkeypatch.setitem(zoo.BACKBONES, "sam-vit-b", entry)
     check_same(load(path.rename(tmp_path / entry.file_name)), network())
 

@@ -209,9 +209,10 @@ class TrainConfig:
         eps: Of adam and adamw, added to what their steps are divided by.
         weight_decay: Not applied to parameters marked as exempt.
         schedule: Learning rate after warm-up: constant, cosine (to zero), poly (power 0.9, to zero), poly_epoch (the
-            same, constant inside an epoch, as nnU-Net does), plateau (times ``plateau_factor`` whenever the loss on
-            held-out slices has not fallen for more than ``plateau_patience`` validations) or samed (power 0.9, begun
-            after warm-up but as long as the run, so that it ends above zero, as in SAMed and H-SAM).
+            same, constant inside an epoch, as nnU-Net does), halving (half of it after every ten epochs, as in
+            Med-SA), plateau (times ``plateau_factor`` whenever the loss on held-out slices has not fallen for more than
+            ``plateau_patience`` validations) or samed (power 0.9, begun after warm-up but as long as the run, so that
+            it ends above zero, as in SAMed and H-SAM).
         plateau_factor: See ``schedule``.
         plateau_patience: See ``schedule``.
         warmup: Steps of linear warm-up.
@@ -242,7 +243,7 @@ class TrainConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     weight_decay: float = 5e-4
-    schedule: Literal["constant", "cosine", "poly", "poly_epoch", "plateau", "samed"] = "constant"
+    schedule: Literal["constant", "cosine", "poly", "poly_epoch", "halving", "plateau", "samed"] = "constant"
     plateau_factor: float = 0.5
     plateau_patience: int = 4
     warmup: int = 100

@@ -237,6 +237,8 @@ class Needs:
         drew anything are left out of its training, unless the method's configuration has ``train_on_empty``.
     points: it is prompted with points (``Batch.points``), read from files or simulated from masks.
     samples: it has ``sample(batch, seeds, count)``: ``(B, K, N, S, S)`` float32 logits of K plausible answers.
+    first_label: it reads a true mask, like ``labels_at_predict``, but of one frame alone: a video's first annotated
+        one, or of a volume the slice that shows most (prompted baselines of SAM 2).
     """
 
     supports: bool = False
@@ -246,6 +248,7 @@ class Needs:
     annotators: bool = False
     samples: bool = False
     points: bool = False
+    first_label: bool = False
 
 
 @dataclass(frozen=True)

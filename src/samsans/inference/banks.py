@@ -119,8 +119,7 @@ class Banks:
         if support is None:
             return self._training(chunk)
         if hasattr(support, "select"):
-            self.require_own(support)
-            return Supports(support, supports.hash_bank(support), "bank")
+            return Supports(support.require(self.fingerprint), supports.hash_bank(support), "bank")
         given = supports.read_support(support)
         if isinstance(given, Path):
             examples, named = supports.examples_of_folder(given, self.config.seed)
@@ -133,15 +132,6 @@ class Banks:
             at_most, each, empty, source = None, self.k, "refuse", f"{len(given)} pairs"
         classes = known or supports.objects_in(supports.values_in(examples), self.classes)
         return self._encode(examples, classes, source, each, at_most, empty, chunk)
-
-    def require_own(self, bank: Any) -> None:
-        """InputError where a bank was made by other weights."""
-        if bank.weights != self.fingerprint:
-            raise InputError(
-                f"a support bank made by other weights ({bank.weights[:12]})",
-                f"one made by the loaded weights ({self.fingerprint[:12]})",
-                "Encode the support pairs again with this model",
-            )
 
     def _encode(
         self,

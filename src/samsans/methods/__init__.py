@@ -43,6 +43,11 @@ class Method(Protocol):
     and where the configuration's ``distill`` is not none ``saliency(batch)``, ``(B, 4g, 4g)`` logits: asked for of all
     slices once when such a stage begins or is resumed, so that nothing it depends on may be trained in that stage.
 
+    One that follows objects from frame to frame has ``follows(view=None)``, whether that answer (its own, or one of
+    ``views``) depends on the frames before, and ``follow(objects, support=None, view=None) -> Follower``.  It is then
+    shown the frames of a video in order, and a volume from one slice outwards, the other slices being frames; an image
+    is a video of one frame, for which ``predict`` gives the same.
+
     Where ``needs.exclusive`` is true, logits are relative to background: ``Z_k - Z_0`` of a softmax over the N + 1
     classes.
     """
@@ -63,6 +68,21 @@ class Method(Protocol):
 
     def predict(self, batch: Batch, support: Any = None) -> Tensor:
         """``(B, N, S, S)`` float32 logits of each object for every image of the batch."""
+        ...
+
+
+class Follower(Protocol):
+    """N objects through one video, frame by frame, in memory that does not grow with its length."""
+
+    def step(self, batch: Batch) -> Tensor:
+        """``(1, N, S, S)`` float32 logits of the next frame, a batch of one.
+
+        ``batch.masks``: what is true of this frame, of methods with ``needs.first_label`` and on that frame alone.
+        """
+        ...
+
+    def branch(self) -> Follower:
+        """Another that goes on from here by itself: the slices before the first of a volume are followed backwards."""
         ...
 
 

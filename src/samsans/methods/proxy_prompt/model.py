@@ -147,16 +147,7 @@ class ProxyPrompt(nn.Module):
 
     def load_support(self, path: str) -> SupportBank:
         """Read a task file made by these very weights."""
-        return self._own(SupportBank.load(path))
-
-    def _own(self, bank: SupportBank) -> SupportBank:
-        if bank.weights != self.fingerprint():
-            raise InputError(
-                f"support bank made by weights {bank.weights[:12]}",
-                f"one made by the loaded weights {self.fingerprint()[:12]}",
-                "Encode the support pairs again with this model",
-            )
-        return bank
+        return SupportBank.load(path).require(self.fingerprint())
 
     # -- targets ------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,46 @@
+"""Configuration and presets of Medical SAM 2 (arXiv 2408.00874).  No torch is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass
+class MedicalSam2Config:
+    """SAM 2 with support pairs as template frames: what it remembers before the first frame of a video or image.
+
+    Args:
+        bank: Which frames before are remembered beside the templates: sorted (those it was most sure of, unlike each
+            other, wherever they stand; then drawn by likeness to the frame at hand), recent (the latest, as in SAM 2),
+            or none (the templates alone: frames are independent).
+        size: How many frames before are remembered.
+        min_confidence: sorted: predicted IoU below which a frame is not remembered.
+        k_test: Support pairs drawn for each image at inference.
+        bce: Weight of pixel-wise cross-entropy beside the Dice loss (our decision).
+        gate_by_object_score: Leave an object out of the frames where its score says that it is not there.
+    """
+
+    bank: Literal["sorted", "recent", "none"] = "sorted"
+    size: int = 6
+    min_confidence: float = 0.5
+    k_test: int = 1
+    bce: float = 1.0
+    gate_by_object_score: bool = False
+
+
+_ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0, "warmup": 0}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "backbone": {"name": "sam2.1-hiera-small", "train": "all"},
+        "episodes": {"images": 2, "targets": 1},
+        "train": _ADAM,
+    },
+    "scratch": {
+        "backbone": {"name": "sam2-scratch", "train": "all"},
+        "episodes": {"images": 8, "targets": 8, "volume_supports": [], "synthetic": 0.3},
+        "augment": {"flip": 0.5, "rotate": 15.0, "scale": 0.1, "intensity": 0.1},
+        "train": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01, "schedule": "cosine", "warmup": 50},
+    },
+}

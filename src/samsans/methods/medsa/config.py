@@ -1,0 +1,52 @@
+"""Configuration and presets of Medical SAM Adapter (arXiv 2304.12620).  No torch is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from samsans.methods.from_scratch import SLICES
+
+
+@dataclass
+class MedsaConfig:
+    """SAM with adapters in its encoder; it is trained and used with a prompt from the true mask.
+
+    Args:
+        prompt: point (one random pixel inside the object) or box (its tight rectangle).
+        seed: Of the random points when predicting; with the image's name and the object's it decides every draw.
+        ratio: Hidden width of an adapter over that of the encoder.
+        scale: Factor on the adapter beside the feed-forward layer.
+        decoder: Whether the mask decoder is trained, too.
+        bce: Weight of pixel-wise cross-entropy.
+        dice: Weight of the Dice loss.
+    """
+
+    prompt: Literal["point", "box"] = "point"
+    seed: int = 0
+    ratio: float = 0.25
+    scale: float = 0.5
+    decoder: bool = True
+    bce: float = 1.0
+    dice: float = 1.0
+
+
+_PAPER: dict[str, Any] = {
+    "backbone": {"name": "sam-vit-b", "train": "none"},
+    "train": {
+        "epochs": 100,
+        "optimizer": "adam",
+        "lr": 1e-4,
+        "weight_decay": 0.0,
+        "batch_size": 2,
+        "schedule": "halving",
+        "warmup": 0,
+        "clip": 0.0,
+    },
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": _PAPER,
+    "box": _PAPER | {"model": {"prompt": "box"}},
+    "scratch": SLICES,
+}
