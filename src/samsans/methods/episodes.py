@@ -1,0 +1,56 @@
+"""What methods that learn from support pairs share: episodes, tokens that hold an image, the identity of weights."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samsans.errors import InputError
+from samsans.types import Batch
+
+
+def episode(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Masks ``(B, N, S, S)`` of a leave-one-out episode and its targets ``(T,)``, by default every image.
+
+    The supports of a target are all other images of the batch.  Raises InputError without masks, or with one image.
+    """
+    if batch.masks is None:
+        raise InputError("a training batch without masks", "masks for every image of an episode")
+    if len(batch.images) < 2:
+        raise InputError("an episode of one image", "at least two: one target and one support", "Add images")
+    if batch.targets is None:
+        return batch.masks, torch.arange(len(batch.images), device=batch.images.device)
+    return batch.masks, batch.targets
+
+
+def visible_tokens(batch: Batch, grid: int) -> Tensor:
+    """``(B, grid^2)`` bool, row by row: tokens that hold any image, all of them unless images were padded."""
+    images = batch.images
+    if batch.valid is None:
+        return torch.ones(len(images), grid * grid, dtype=torch.bool, device=images.device)
+    start = torch.arange(grid, device=images.device) * (images.shape[-1] / grid)
+    rows, columns = (start < batch.valid[:, axis, None] for axis in (0, 1))
+    return (rows[:, :, None] & columns[:, None, :]).flatten(1)
+
+
+def to_tokens(features: Tensor) -> Tensor:
+    """``(B, C, g, g)`` to ``(B, g^2, C)``, row by row."""
+    return features.flatten(2).transpose(1, 2)
+
+
+def upsample(logits: Tensor, size: int) -> Tensor:
+    """``(B, N, g, g)`` to ``(B, N, size, size)``, bilinearly."""
+    return F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def fingerprint(method: nn.Module, *bases: str) -> str:
+    """SHA-256 of the parameters of a method that are not frozen, and of the hashes of the frozen weights under it."""
+    digest = hashlib.sha256("".join(bases).encode())
+    for name, parameter in sorted(method.named_parameters()):
+        if parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
