@@ -18,8 +18,9 @@ from samsans.methods.spd.config import SpdConfig
 from samsans.methods.spd.cpd import Consensus, distil, spread, unique
 from samsans.methods.spd.distiller import Distiller
 from samsans.methods.spd.head import SaliencyHead
-from samsans.methods.spd.losses import consistency, focal_loss, pair_loss, pairs, segmentation_terms
+from samsans.methods.spd.losses import consistency, pair_loss, pairs, segmentation_terms
 from samsans.methods.spd.saliency import dense, enlarged, peak
+from samsans.ops.losses import focal_loss
 
 Places = set[tuple[float, float]]
 

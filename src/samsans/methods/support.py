@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from samsans.errors import InputError
+from samsans.types import Batch
+
+
+def fingerprint(method: Any, about: str = "") -> str:
+    """sha256 of a method's trained weights and of the frozen base they belong to, which banks are tied to.
+
+    about: what else the method's banks depend on, e.g. options; ``""`` for nothing.
+    """
+    digest = hashlib.sha256(method.backbone.base_hash.encode())
+    for name, parameter in sorted(method.named_parameters()):
+        if parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    digest.update(about.encode())
+    return digest.hexdigest()
+
+
+def visible_tokens(batch: Batch, grid: int, patch: int) -> Tensor:
+    """``(B, grid * grid)`` bool: tokens of ``patch`` pixels that hold any image, all unless images were padded."""
+    if batch.valid is None:
+        return torch.ones(len(batch.images), grid * grid, dtype=torch.bool, device=batch.images.device)
+    start = torch.arange(grid, device=batch.images.device) * patch
+    rows, columns = (start < batch.valid[:, axis, None] for axis in (0, 1))
+    return (rows[:, :, None] & columns[:, None, :]).flatten(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +68,15 @@ class Bank:
 
     def select(self, pairs: Sequence[int]) -> Self:
         """The bank of some of the pairs."""
-        chosen = {name: one[torch.as_tensor(list(pairs), device=one.device)] for name, one in self.tensors.items()}
+        chosen: dict[str, Any] = {
+            name: one[torch.as_tensor(list(pairs), device=one.device)] for name, one in self.tensors.items()
+        }
         return dataclasses.replace(self, ids=tuple(self.ids[i] for i in pairs), **chosen)
 
     def to(self, device: str | torch.device) -> Self:
         """The same bank on another device."""
-        return dataclasses.replace(self, **{name: one.to(device) for name, one in self.tensors.items()})
+        moved: dict[str, Any] = {name: one.to(device) for name, one in self.tensors.items()}
+        return dataclasses.replace(self, **moved)
 
     @classmethod
     def concat(cls, banks: Sequence[Self]) -> Self:
@@ -60,7 +88,7 @@ class Bank:
                     f"support banks of {first.objects} ({first.weights[:8]}) and {bank.objects} ({bank.weights[:8]})",
                     "banks of the same objects made by the same weights",
                 )
-        joined = {name: torch.cat([bank.tensors[name] for bank in banks]) for name in first.tensors}
+        joined: dict[str, Any] = {name: torch.cat([bank.tensors[name] for bank in banks]) for name in first.tensors}
         return dataclasses.replace(first, ids=tuple(name for bank in banks for name in bank.ids), **joined)
 
     def require(self, weights: str) -> Self:

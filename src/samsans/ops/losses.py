@@ -36,6 +36,15 @@ def dice_loss(logits: Tensor, target: Tensor, eps: float = 1.0) -> Tensor:
     return 1 - (2 * overlap + eps) / (p.sum((-2, -1)) + g.sum((-2, -1)) + eps)
 
 
+def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """``(1 - p_t)^2 (-log p_t)``, mean over the pixels of each image: gamma 2 and no alpha (SPD, decision D14).
+
+    logits: ``(..., h, w)`` float of any precision.  target: ``(..., h, w)`` bool.  Returns ``(...)`` float32.
+    """
+    bce = functional.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
+    return (torch.expm1(-bce).square() * bce).mean((-2, -1))
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over batch and pixels of ``-log softmax(logits)[label]``, background included, unweighted.
 

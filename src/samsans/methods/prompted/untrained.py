@@ -1,4 +1,4 @@
-"""What prompted baselines share: SAM as it was published, and nothing to train."""
+"""What baselines without training share: SAM as it was published, and nothing to train."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from samsans.errors import InputError
-from samsans.methods.prompted.config import PromptedConfig
 from samsans.ops.timing import Timer
 from samsans.types import Batch, Stage
 
@@ -22,7 +21,7 @@ ABSENT = -100.0  # logit everywhere of an object without prompt: nothing is aske
 class Untrained(nn.Module):
     """A SAM backbone that is prompted, and never trained."""
 
-    def __init__(self, backbone: Sam, config: PromptedConfig) -> None:
+    def __init__(self, backbone: Sam, config: Any) -> None:
         super().__init__()
         self.backbone, self.config, self.timer = backbone, config, Timer()
 
@@ -39,5 +38,7 @@ class Untrained(nn.Module):
         return self.predict(batch)
 
     def loss(self, output: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Raises InputError: a prompted baseline has no loss."""
-        raise InputError("a prompted baseline has nothing to train", "train.steps 0", "Run `samsans predict` with it")
+        """Raises InputError: there is nothing to train."""
+        raise InputError(
+            f"{type(self).__name__} has nothing to train", "train.steps 0", "Run `samsans predict` with it"
+        )

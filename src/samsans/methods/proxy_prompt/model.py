@@ -5,7 +5,6 @@ Read top to bottom: encode, context (step 1 and 2), selective read-out (step 3),
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from samsans.methods.proxy_prompt.context import build_context_encoder
 from samsans.methods.proxy_prompt.memory import memory_of
 from samsans.methods.proxy_prompt.selective import mean_readout, selective_readout
 from samsans.methods.proxy_prompt.support import SupportBank
+from samsans.methods.support import fingerprint, visible_tokens
 from samsans.ops.losses import dice_loss
 from samsans.ops.timing import Timer
 from samsans.types import Batch, Embedding, Needs, ParamGroup, Prompt, Stage
@@ -135,15 +135,8 @@ class ProxyPrompt(nn.Module):
         merge_lora(self.backbone)
 
     def fingerprint(self) -> str:
-        """sha256 of the trained weights and of the frozen base they belong to."""
-        if self._fingerprint is not None:
-            return self._fingerprint
-        digest = hashlib.sha256(self.backbone.base_hash.encode())
-        for name, parameter in sorted(self.named_parameters()):
-            if parameter.requires_grad:
-                digest.update(name.encode())
-                digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        """sha256 of the trained weights and of the frozen base they belong to, as they were before merging."""
+        return self._fingerprint or fingerprint(self)
 
     def load_support(self, path: str) -> SupportBank:
         """Read a task file made by these very weights."""
@@ -227,13 +220,7 @@ class ProxyPrompt(nn.Module):
         return torch.cat([values, cells], dim=-1)
 
     def _visible(self, batch: Batch) -> Tensor:
-        """``(B, T)`` bool: tokens that hold any image, all of them unless images were padded."""
-        grid = self.backbone.grid
-        if batch.valid is None:
-            return torch.ones(len(batch.images), grid * grid, dtype=torch.bool, device=batch.images.device)
-        start = torch.arange(grid, device=batch.images.device) * self.backbone.patch
-        rows, columns = (start < batch.valid[:, axis, None] for axis in (0, 1))
-        return (rows[:, :, None] & columns[:, None, :]).flatten(1)
+        return visible_tokens(batch, self.backbone.grid, self.backbone.patch)
 
     def _read(self, context: Tensor, shape: torch.Size) -> Tensor | None:
         """The mask cells at the end of the context, ``(B * N, T, V)``, as maps of ``shape`` ``(B, N)``."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from samsans.ops.losses import dice_loss
+from samsans.ops.losses import dice_loss, focal_loss
 
 EPS = 1e-5  # pixels, in Dice and in pairwise consistency (decisions D14, D19)
 
@@ -14,15 +13,6 @@ EPS = 1e-5  # pixels, in Dice and in pairwise consistency (decisions D14, D19)
 def segmentation_terms(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Dice and focal loss, each the mean over images, of logits ``(B, S, S)`` and truth ``(B, S, S)`` bool."""
     return dice_loss(logits, target, EPS).mean(), focal_loss(logits, target).mean()
-
-
-def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """``(1 - p_t)^2 (-log p_t)``, mean over the pixels of each image: gamma 2 and no alpha (decision D14).
-
-    logits: ``(B, S, S)`` float of any precision.  target: ``(B, S, S)`` bool.  Returns ``(B,)`` float32.
-    """
-    bce = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
-    return (torch.expm1(-bce).square() * bce).mean((-2, -1))
 
 
 def pair_loss(a: Tensor, b: Tensor, eps: float = EPS) -> Tensor:
