@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,30 +13,6 @@ import torch
 from torch import Tensor
 
 from samsans.errors import InputError
-from samsans.types import Batch
-
-
-def fingerprint(method: Any, about: str = "") -> str:
-    """sha256 of a method's trained weights and of the frozen base they belong to, which banks are tied to.
-
-    about: what else the method's banks depend on, e.g. options; ``""`` for nothing.
-    """
-    digest = hashlib.sha256(method.backbone.base_hash.encode())
-    for name, parameter in sorted(method.named_parameters()):
-        if parameter.requires_grad:
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    digest.update(about.encode())
-    return digest.hexdigest()
-
-
-def visible_tokens(batch: Batch, grid: int, patch: int) -> Tensor:
-    """``(B, grid * grid)`` bool: tokens of ``patch`` pixels that hold any image, all unless images were padded."""
-    if batch.valid is None:
-        return torch.ones(len(batch.images), grid * grid, dtype=torch.bool, device=batch.images.device)
-    start = torch.arange(grid, device=batch.images.device) * patch
-    rows, columns = (start < batch.valid[:, axis, None] for axis in (0, 1))
-    return (rows[:, :, None] & columns[:, None, :]).flatten(1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from samsans.backbones import Sam, Sam2, add_lora, load_backbone, merge_lora
 from samsans.errors import InputError
+from samsans.methods.episodes import episode, fingerprint, to_tokens, upsample, visible_tokens
 from samsans.methods.proxy_prompt.bridge import Bridge
 from samsans.methods.proxy_prompt.ccm import Ccm
 from samsans.methods.proxy_prompt.config import ProxyPromptConfig
@@ -22,7 +23,6 @@ from samsans.methods.proxy_prompt.context import build_context_encoder
 from samsans.methods.proxy_prompt.memory import memory_of
 from samsans.methods.proxy_prompt.selective import mean_readout, selective_readout
 from samsans.methods.proxy_prompt.support import SupportBank
-from samsans.methods.support import fingerprint, visible_tokens
 from samsans.ops.losses import dice_loss
 from samsans.ops.timing import Timer
 from samsans.types import Batch, Embedding, Needs, ParamGroup, Prompt, Stage
@@ -121,9 +121,9 @@ class ProxyPrompt(nn.Module):
         features = self.backbone.encode(batch.images).features
         values = self.context(batch.images, batch.masks, features)
         return SupportBank(
-            keys=_tokens(features).float(),
+            keys=to_tokens(features).float(),
             values=self._values(values, batch.masks).float(),
-            visible=self._visible(batch),
+            visible=visible_tokens(batch, self.backbone.grid),
             objects=batch.objects,
             ids=batch.ids,
             weights=self.fingerprint(),
@@ -136,7 +136,7 @@ class ProxyPrompt(nn.Module):
 
     def fingerprint(self) -> str:
         """sha256 of the trained weights and of the frozen base they belong to, as they were before merging."""
-        return self._fingerprint or fingerprint(self)
+        return self._fingerprint or fingerprint(self, self.backbone.base_hash)
 
     def load_support(self, path: str) -> SupportBank:
         """Read a task file made by these very weights."""
@@ -166,7 +166,7 @@ class ProxyPrompt(nn.Module):
         """
         n = values.shape[2]
         flat = values.flatten(2)
-        query = _tokens(features)
+        query = to_tokens(features)
         if self.config.csm.selective:
             context = selective_readout(query, keys, flat, exclude, visible)
         else:
@@ -175,7 +175,7 @@ class ProxyPrompt(nn.Module):
 
     def color(self, features: Tensor, context: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """``prompt`` of a context ``(B, T, N * V)`` of N objects that was read already (CCM)."""
-        query = _tokens(features)
+        query = to_tokens(features)
         context = context.unflatten(2, (n, -1)).transpose(1, 2).flatten(0, 1).to(query.dtype)
         return self.ccm(query.repeat_interleave(n, dim=0), context[..., : self.backbone.channels]), context
 
@@ -198,17 +198,17 @@ class ProxyPrompt(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """Leave-one-out episodes (section 4.2): every target reads all other images of the batch as its supports."""
-        masks, targets = self._episode(batch)
+        masks, targets = episode(batch)
         embedding, keys, values = self._encode_all(batch.images, masks)
         chosen = Embedding(embedding.features[targets], tuple(part[targets] for part in embedding.high_res))
-        tokens, context = self.prompt(chosen.features, keys, values, targets, self._visible(batch))
-        logits = _upsample(self.decode(chosen, tokens, context), batch.images.shape[-1])
+        tokens, context = self.prompt(chosen.features, keys, values, targets, visible_tokens(batch, self.backbone.grid))
+        logits = upsample(self.decode(chosen, tokens, context), batch.images.shape[-1])
         return Output(logits, tokens.unflatten(0, logits.shape[:2]), self._read(context, logits.shape[:2]))
 
     def _encode_all(self, images: Tensor, masks: Tensor) -> tuple[Embedding, Tensor, Tensor]:
         embedding = self.backbone.encode(images)
         features = embedding.features if self.config.support_grad else embedding.features.detach()
-        return embedding, _tokens(features), self._values(self.context(images, masks, features), masks)
+        return embedding, to_tokens(features), self._values(self.context(images, masks, features), masks)
 
     def _values(self, context: Tensor, masks: Tensor) -> Tensor:
         """``(K, T, N, V)`` of ``Aagg``; on the direct path the support mask itself, in cells of a token, comes last."""
@@ -219,26 +219,12 @@ class ProxyPrompt(nn.Module):
         cells = F.pixel_unshuffle(cells.unsqueeze(2), CELLS).flatten(3).permute(0, 3, 1, 2)
         return torch.cat([values, cells], dim=-1)
 
-    def _visible(self, batch: Batch) -> Tensor:
-        return visible_tokens(batch, self.backbone.grid, self.backbone.patch)
-
     def _read(self, context: Tensor, shape: torch.Size) -> Tensor | None:
         """The mask cells at the end of the context, ``(B * N, T, V)``, as maps of ``shape`` ``(B, N)``."""
         if self.direct is None:
             return None
         cells = context[..., self.backbone.channels :].transpose(1, 2).unflatten(2, (self.backbone.grid,) * 2)
         return F.pixel_shuffle(cells, CELLS)[:, 0].unflatten(0, shape)
-
-    @staticmethod
-    def _episode(batch: Batch) -> tuple[Tensor, Tensor]:
-        if batch.masks is None:
-            raise InputError("a training batch without masks", "masks for every image of an episode")
-        if len(batch.images) < 2:
-            raise InputError("an episode of one image", "at least two: one target and one support", "Add images")
-        targets = batch.targets
-        if targets is None:
-            targets = torch.arange(len(batch.images), device=batch.images.device)
-        return batch.masks, targets
 
     def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
         """Dice loss (decision D-18): per object at full size, mean over objects and targets.
@@ -247,7 +233,7 @@ class ProxyPrompt(nn.Module):
         much the prompts of two objects of the same target resemble each other (decision D-35); ``read`` times the
         cross-entropy of the masks that the direct path reads, which teaches the encoder what looks alike.
         """
-        masks, targets = self._episode(batch)
+        masks, targets = episode(batch)
         truth, config = masks[targets], self.config
         parts = {"dice": dice_loss(output.logits, truth).mean()}
         total = parts["dice"]
@@ -282,7 +268,7 @@ class ProxyPrompt(nn.Module):
                 parts = [self._read_bank(features, bank) for features, bank in each]
                 tokens, context = (torch.cat(part) for part in zip(*parts, strict=True))
         with self.timer("decode"):
-            return _upsample(self.decode(embedding, tokens, context), batch.images.shape[-1]).float()
+            return upsample(self.decode(embedding, tokens, context), batch.images.shape[-1]).float()
 
     def _read_bank(self, features: Tensor, bank: SupportBank) -> tuple[Tensor, Tensor]:
         return self.prompt(features, bank.keys, bank.values, visible=bank.visible)
@@ -302,12 +288,14 @@ class ProxyPrompt(nn.Module):
 
         Masks are swapped between objects; a single object's masks are emptied (decision D-35).
         """
-        masks, targets = self._episode(batch)
+        masks, targets = episode(batch)
         swapped = masks.roll(1, dims=1) if masks.shape[1] > 1 else torch.zeros_like(masks)
         seen = []
         for shown in (masks, swapped):
             embedding, keys, values = self._encode_all(batch.images, shown)
-            tokens, context = self.prompt(embedding.features[targets], keys, values, targets, self._visible(batch))
+            tokens, context = self.prompt(
+                embedding.features[targets], keys, values, targets, visible_tokens(batch, self.backbone.grid)
+            )
             seen.append((values, context, tokens))
         return {
             f"rel_{name}": float((a - b).norm() / a.norm().clamp_min(1e-12))
@@ -367,12 +355,3 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> ProxyPrompt:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return ProxyPrompt(backbone, config.model)
-
-
-def _tokens(features: Tensor) -> Tensor:
-    """``(B, C, g, g)`` to row-major ``(B, T, C)``."""
-    return features.flatten(2).transpose(1, 2)
-
-
-def _upsample(logits: Tensor, size: int) -> Tensor:
-    return F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
