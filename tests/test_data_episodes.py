@@ -147,6 +147,21 @@ def test_supports_show_an_object_asked_for(tmp_path: Path) -> None:
         assert batch.masks.flatten(1).any(1).sum() >= 5  # all but one target, which may be empty
 
 
+def test_balanced_episodes_show_rare_objects(tmp_path: Path) -> None:
+    slices = made(tmp_path, 24, (1, 2))
+    slices.present[:, 1] = False
+    slices.present[[3, 8, 20], 1] = True
+    rare = []
+    for balance in (False, True):
+        config = EpisodeConfig(images=4, targets=4, object_subset=0, balance=balance)
+        source = EpisodeSource(slices, config, AugmentConfig())
+        drawn = [source.draw(np.arange(2), np.random.default_rng(i))[0] for i in range(60)]
+        assert all(len(set(indices)) == 4 for indices in drawn)
+        rare.append([int(slices.present[indices, 1].sum()) for indices in drawn])
+    assert np.mean(rare[0]) < 0.8  # 4 of 24, three of which show it
+    assert 0.3 < np.mean([count >= 2 for count in rare[1]]) < 0.7  # it is drawn half of the time, for half an episode
+
+
 def test_object_subsets_are_drawn_as_decided(tmp_path: Path) -> None:
     slices = made(tmp_path, 16, (1, 2))
     source = EpisodeSource(slices, EpisodeConfig(images=4, targets=1), AugmentConfig())

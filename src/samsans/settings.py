@@ -154,6 +154,7 @@ class EpisodeConfig:
         volume_supports: Slices of volumes: the number of supports is drawn from these for every episode (decision
             D-21); empty: as for images.
         object_subset: Probability of asking for a proper subset of the objects instead of all.
+        balance: Draw one of the objects asked for and let half of the episode show it (our option, for rare objects).
         synthetic: Probability of an episode whose masks are drawn from the images by a random rule, the same rule in
             supports and target (our addition, off in ``paper``): the answer is only to be had from the support masks.
     """
@@ -162,6 +163,7 @@ class EpisodeConfig:
     targets: int = 4
     volume_supports: list[int] = field(default_factory=lambda: [1, 2, 4])
     object_subset: float = 0.5
+    balance: bool = False
     synthetic: float = 0.0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ class EpisodeSource:
     - With fewer patients than slices, targets are of different patients and all the others of patients who are no
       target's: no target is segmented with its own patient.  There may then be fewer targets than asked for.
       A single patient cannot be kept apart from himself: then any slices are taken.
+    - With ``config.balance`` one of the objects asked for is drawn, and patients who show it are half of an episode, as
+      far as there are such (our option: a rare object otherwise hardly ever meets a support that shows it).
 
     Raises InputError where there are fewer than two slices, or no objects.
     """
@@ -106,6 +109,8 @@ class EpisodeSource:
             return indices, np.sort(rng.permutation(len(indices))[:targets])
         shown = np.asarray(self.slices.present[:, objects].any(1))
         order = [self._groups[i] for i in rng.permutation(patients)]
+        if self.config.balance:
+            order = self._balanced(order, int(rng.choice(objects)), wanted)
         if patients == 1:
             pools = [_showing(order[0], shown)]
             indices = self._fill(pools, [order[0]], wanted, rng)
@@ -118,6 +123,14 @@ class EpisodeSource:
         indices = np.concatenate([np.array(heads, int), others])
         mixed = rng.permutation(len(indices))
         return indices[mixed], np.flatnonzero(mixed < count)
+
+    def _balanced(self, order: Sequence[np.ndarray], rare: int, wanted: int) -> list[np.ndarray]:
+        """The patients with those who show the object ``rare`` as every second one, of whom only such slices stay."""
+        showing = [group[self.slices.present[group, rare]] for group in order]
+        first = [i for i, group in enumerate(showing) if len(group)][: (wanted + 1) // 2]
+        others = [group for i, group in enumerate(order) if i not in first]
+        mixed = [part for pair in zip_longest([showing[i] for i in first], others) for part in pair if part is not None]
+        return mixed if first else list(order)
 
     @staticmethod
     def _fill(
