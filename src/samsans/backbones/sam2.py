@@ -21,6 +21,7 @@ from samsans.backbones.sam2_network import (
     POINTERS,
     Reading,
     read_masks,
+    shrink,
     sine_positions,
     sine_times,
 )
@@ -29,6 +30,12 @@ from samsans.types import Embedding, Masks, Prompt
 
 if TYPE_CHECKING:
     from samsans.backbones.sam2_video import ObjectPrompt, Tracked
+
+
+MADE = r"memory_(encoder|temporal)|mask_downsample|object_pointer_proj|temporal_positional|occlusion|no_object_pointer"
+"""Weights that make memories of masks."""
+SCORES = r"mask_decoder\.(iou_prediction_head|iou_token|(pred_)?obj_score)"
+"""Weights that say how good a mask is, and whether its object is there at all."""
 
 
 class Sam2(Backbone):
@@ -82,27 +89,50 @@ class Sam2(Backbone):
         return {**super()._base_state(), matrix: self.model.get_buffer(matrix)}
 
     def train_whole(
-        self, default_prompt: bool = True, boxes: bool = False, masks: bool = False, memory: bool = False
+        self,
+        default_prompt: bool = True,
+        boxes: bool = False,
+        masks: bool = False,
+        memory: bool = False,
+        made: bool = False,
+        scores: bool = False,
     ) -> None:
         """Train every base weight that single masks depend on.
 
         The rest stays frozen, so that no trained tensor is left without gradient.  ``default_prompt``: the "no mask"
         vector and the token of no point.  ``boxes``, ``masks``: such prompts.  ``memory``: the memory attention, in
-        place of the "no memory" vector.
+        place of the "no memory" vector.  ``made``: what the memories are made with, of given masks (see ``read_given``)
+        and beside the default prompt.  ``scores``: the predicted IoU and the object score.
         """
         self.freeze(False)
-        prompts = {"no_mask_embed": default_prompt and not masks, r"point_embed\.[23]": boxes, "mask_embed": masks}
+        prompts = {
+            "no_mask_embed": default_prompt and not masks,
+            r"point_embed\.[23]": boxes,
+            "mask_embed": masks or made,
+        }
         used = "|".join([*(name for name, use in prompts.items() if use), "not_a_point_embed"])
         unused = [
             rf"prompt_encoder\.(?!{used})",
-            r"mask_decoder\.(iou_prediction_head|iou_token|output_hypernetworks_mlps\.[1-9]|(pred_)?obj_score)",
-            r"memory_(encoder|temporal)|mask_downsample|object_pointer_proj|temporal_positional|occlusion",
-            r"no_object_pointer|no_memory_positional",
+            r"mask_decoder\.output_hypernetworks_mlps\.[1-9]|no_memory_positional",
             r"no_memory_embedding" if memory else "memory_attention",
+            *([] if made else [MADE]),
+            *([] if scores else [SCORES]),
         ]
+        self._require_grad("|".join(f"({part})" for part in unused), False)
+
+    def train_memory(self, attention: bool = True, scores: bool = False) -> None:
+        """Train what memories are made with, and read with unless ``attention`` is false, whatever else is frozen.
+
+        ``scores``: also the predicted IoU and the object score.
+        """
+        _ = self.base_hash  # of the initial weights
+        parts = [MADE, *(["memory_attention"] if attention else []), *([SCORES] if scores else [])]
+        self._require_grad("|".join(f"({part})" for part in parts), True)
+
+    def _require_grad(self, names: str, wanted: bool) -> None:
         for name, parameter in self.model.named_parameters():
-            if re.match("|".join(f"({part})" for part in unused), name):
-                parameter.requires_grad_(False)
+            if re.match(names, name):
+                parameter.requires_grad_(wanted)
 
     # -- images -------------------------------------------------------------------------------------------------------
 
@@ -223,6 +253,15 @@ class Sam2(Backbone):
             hidden = (~visible).to(memory.dtype)[:, None, None, None]
             memory = memory + hidden * self.model.occlusion_spatial_embedding_parameter[..., None, None]
         return memory.flatten(2).permute(2, 0, 1)
+
+    def read_given(self, embedding: Embedding, masks: Tensor, image_index: Tensor, which: slice) -> Reading:
+        """What the decoder says to masks that are given, as SAM 2 asks it for their object pointers.
+
+        embedding: of images, without the "no memory" vector.  masks: ``(P, 1, S, S)`` float in [0, 1].  image_index:
+        ``(P,)`` int64.  which: of the 1 + 3 masks there are.  Keeps gradients.
+        """
+        dense = shrink(self.model.mask_downsample(masks), 4 * self.grid)
+        return self.read(embedding, self.embed_prompts(image_index, masks=dense), which)
 
     def spatial_positions(self, offset: int) -> Tensor:
         """``(g^2, 1, 64)``: positions of a memory of ``offset`` frames ago; 0: of a conditioning frame."""

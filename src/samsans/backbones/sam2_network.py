@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
@@ -92,6 +93,13 @@ def read_masks(
     logits = (weights @ maps.flatten(2)).unflatten(2, maps.shape[2:])
     iou = decoder.iou_prediction_head(quality)[:, masks]
     return Reading(logits, iou, mask_tokens[:, masks], decoder.pred_obj_score_head(score)[:, 0])
+
+
+def shrink(maps: Tensor, side: int) -> Tensor:
+    """``(P, c, h, w)`` to ``(P, c, side, side)``, bilinearly and smoothed; as they are where they have that size."""
+    if maps.shape[-2:] == (side, side):
+        return maps
+    return F.interpolate(maps, (side, side), mode="bilinear", antialias=True)
 
 
 def build_sam2(arch: Sam2Architecture, input_size: int, attention: str = "fast") -> Sam2VideoModel:

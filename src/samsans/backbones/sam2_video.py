@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samsans.backbones.sam2_network import LOGIT_BIAS, LOGIT_SCALE, MEMORIES, MEMORY, POINTERS, Reading
+from samsans.backbones.sam2_network import LOGIT_BIAS, LOGIT_SCALE, MEMORIES, MEMORY, POINTERS, Reading, shrink
 from samsans.errors import InputError
 from samsans.types import Embedding, Prompt
 
@@ -49,10 +50,14 @@ class ObjectPrompt:
 
 @dataclass(frozen=True)
 class Proxy:
-    """A prompt in the place of memories, for every object: ``(M, N, 64)`` tokens that are no places, and positions."""
+    """A prompt in the place of memories, for every object: ``(M, N, 64)`` tokens and positions.
+
+    places: the first so many are places, whole grids; the others are none.
+    """
 
     tokens: Tensor
     positions: Tensor | None = None
+    places: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,14 @@ class Tracked:
     """Frame ``index`` of a video, as far as ``N`` objects go.
 
     logits: ``(N, 4g, 4g)`` float32, all ``ABSENT`` for objects that are not there.  scores: ``(N,)`` logits of being
-    there.  known: ``(N,)`` bool; objects of which no frame so far said anything are not.
+    there.  iou: ``(N,)`` predicted, 1 of a mask that was given, NaN of objects that are not known.  known: ``(N,)`` bool;
+    objects of which no frame so far said anything are not.
     """
 
     index: int
     logits: Tensor
     scores: Tensor
+    iou: Tensor
     known: Tensor
 
 
@@ -82,15 +89,29 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class _Found:
+class Recalled:
+    """A memory as the frame at hand reads it.
+
+    place: its spatial memory is so many frames old, 0 of a conditioning frame.  age: so old is its pointer.  ``None``:
+    it is not read.
+    """
+
+    memory: Memory
+    place: int | None
+    age: int | None
+
+
+@dataclass(frozen=True)
+class Found:
     """One object in the frame at hand.
 
-    logits: ``(4g, 4g)``.  mask: ``(S, S)`` probabilities its memory is made of.  prompted: whether it makes this a
-    conditioning frame.
+    logits: ``(4g, 4g)``.  score: of being there, a logit.  iou: predicted.  pointer: ``(C,)``.  mask: ``(S, S)``
+    probabilities its memory is made of.  prompted: whether it makes this a conditioning frame.
     """
 
     logits: Tensor
     score: Tensor
+    iou: Tensor
     pointer: Tensor
     mask: Tensor
     prompted: bool
@@ -101,6 +122,7 @@ class Tracker:
 
     length: number of frames, where known: SAM 2 measures a pointer's age against the shorter of it and 16.
     conditioning: most conditioning frames an object keeps, the latest ones.
+    frames: how many frames before are remembered, 0 to 6; by default as in SAM 2: six, and the pointers of fifteen.
     masks: what is remembered of a *given* mask, as in the ``original`` code (the pointer of the single mask token; the
         mask at 4g, as results are) or as in ``transformers`` (the token of highest predicted IoU; the mask as it is).
     multimask: on frames without prompts take the best of three masks, as SAM 2 does, or else the single one.
@@ -114,14 +136,19 @@ class Tracker:
         *,
         length: int | None = None,
         conditioning: int = 16,
+        frames: int | None = None,
         masks: Literal["original", "transformers"] = "original",
         multimask: bool = True,
         gate: bool = True,
     ) -> None:
         if objects < 1 or conditioning < 1:
             raise InputError(f"{objects} objects and {conditioning} conditioning frames", "at least one of each")
+        if frames is not None and not 0 <= frames < MEMORIES:
+            raise InputError(f"{frames} frames to remember", f"0 to {MEMORIES - 1}")
         self.sam2, self.objects = sam2, objects
         self.most = POINTERS if length is None else min(length, POINTERS)
+        self.spatial = MEMORIES - 1 if frames is None else frames
+        self.pointers = self.most - 1 if frames is None else min(frames, self.most - 1)
         self.masks, self.multimask, self.gate = masks, multimask, gate
         self.index = 0
         self.conditioning: list[deque[Memory]] = [deque(maxlen=conditioning) for _ in range(objects)]
@@ -142,7 +169,7 @@ class Tracker:
         proxy: read by all other objects, beside the memories there are.  conditions: it makes this a conditioning
             frame.
         """
-        prompts, found = prompts or {}, dict[int, _Found]()
+        prompts, found = prompts or {}, dict[int, Found]()
         if odd := [n for n in prompts if not 0 <= n < self.objects]:
             raise InputError(f"A prompt for object {odd[0]}", f"an object from 0 to {self.objects - 1}")
         rest = [n for n in range(self.objects) if n not in prompts and (proxy or self.conditioning[n])]
@@ -151,24 +178,32 @@ class Tracker:
             for n, prompt in prompts.items():
                 asked = self._given if prompt.mask is not None else self._asked
                 found[n] = asked(embedding, prompt)
-            for group in self._alike(rest):
-                found |= self._tracked(embedding, group, proxy, conditions)
+            for group, recalled in self._alike(rest, embedding):
+                found |= self._tracked(embedding, group, recalled, proxy, conditions)
             self._remember(embedding, found)
         self.index += 1
         return self._answer(found)
 
-    def _answer(self, found: Mapping[int, _Found]) -> Tracked:
+    def branch(self) -> Self:
+        """Another tracker that goes on from here by itself."""
+        other = copy(self)
+        other.conditioning = [kept.copy() for kept in self.conditioning]
+        other.recent = [kept.copy() for kept in self.recent]
+        return other
+
+    def _answer(self, found: Mapping[int, Found]) -> Tracked:
         side, device = 4 * self.sam2.grid, self.sam2.image_pe.device
         logits = torch.full((self.objects, side, side), ABSENT, device=device)
         scores = torch.full((self.objects,), ABSENT, device=device)
+        iou = torch.full((self.objects,), torch.nan, device=device)
         for n, one in found.items():
-            logits[n], scores[n] = one.logits, one.score
+            logits[n], scores[n], iou[n] = one.logits, one.score, one.iou
         known = torch.tensor([n in found for n in range(self.objects)], device=device)
-        return Tracked(self.index - 1, logits, scores, known)
+        return Tracked(self.index - 1, logits, scores, iou, known)
 
     # -- one frame ----------------------------------------------------------------------------------------------------
 
-    def _given(self, embedding: Embedding, prompt: ObjectPrompt) -> _Found:
+    def _given(self, embedding: Embedding, prompt: ObjectPrompt) -> Found:
         """A mask is its own answer; only its pointer is asked of the decoder, which sees the bare image."""
         sam2, device = self.sam2, embedding.features.device
         assert prompt.mask is not None
@@ -176,19 +211,19 @@ class Tracker:
         if mask.shape[-2:] != (sam2.input_size, sam2.input_size):
             size = (sam2.input_size, sam2.input_size)
             mask = (F.interpolate(mask, size, mode="bilinear", antialias=True) >= 0.5).float()
-        logits = _shrink(mask * LOGIT_SCALE + LOGIT_BIAS, 4 * sam2.grid)[0, 0]
-        dense = _shrink(sam2.model.mask_downsample(mask), 4 * sam2.grid)
-        asked = sam2.embed_prompts(torch.zeros(1, dtype=torch.int64, device=device), masks=dense)
+        logits = shrink(mask * LOGIT_SCALE + LOGIT_BIAS, 4 * sam2.grid)[0, 0]
+        index = torch.zeros(1, dtype=torch.int64, device=device)
         if self.masks == "original":
-            reading, kept = sam2.read(embedding, asked, slice(0, 1)), (self._large(logits[None]) > 0).float()[None]
+            reading = sam2.read_given(embedding, mask, index, slice(0, 1))
+            kept = (self._large(logits[None]) > 0).float()[None]
         else:
-            reading, kept = sam2.read(embedding, asked, slice(1, None)).best(), mask
+            reading, kept = sam2.read_given(embedding, mask, index, slice(1, None)).best(), mask
         there = mask.flatten(1).any(1)
         pointer = sam2.point_at(reading.tokens[:, 0], there & (reading.scores > 0))[0]
         score = there[0] * LOGIT_SCALE + LOGIT_BIAS
-        return _Found(logits, score, pointer, kept[0, 0], prompted=True)
+        return Found(logits, score, torch.ones_like(score), pointer, kept[0, 0], prompted=True)
 
-    def _asked(self, embedding: Embedding, prompt: ObjectPrompt) -> _Found:
+    def _asked(self, embedding: Embedding, prompt: ObjectPrompt) -> Found:
         """Points and a box; a box is two points of labels of their own."""
         sam2, device = self.sam2, embedding.features.device
         points, labels = torch.zeros(0, 2, device=device), torch.zeros(0, dtype=torch.int64, device=device)
@@ -207,17 +242,23 @@ class Tracker:
         return self._read(reading, prompted=True)[0]
 
     def _tracked(
-        self, embedding: Embedding, group: Sequence[int], proxy: Proxy | None, conditions: bool
-    ) -> dict[int, _Found]:
-        """Objects whose memories are of the same frames, in one pass."""
+        self,
+        embedding: Embedding,
+        group: Sequence[int],
+        recalled: Sequence[Sequence[Recalled]],
+        proxy: Proxy | None,
+        conditions: bool,
+    ) -> dict[int, Found]:
+        """Objects whose memories are as many and as old, in one pass."""
         sam2 = self.sam2
-        tokens, positions, pointers = self._bank(group, embedding.features.dtype)
+        tokens, positions, pointers = self._bank(recalled, embedding.features.dtype)
         if proxy is not None:
             extra = proxy.tokens[:, list(group)].to(tokens)
             where = torch.zeros_like(extra) if proxy.positions is None else proxy.positions
             where = where[:, list(group)] if where.shape[1] == self.objects else where.expand(-1, len(group), -1)
-            tokens, positions = torch.cat([tokens, extra]), torch.cat([positions, where.to(positions)])
-            pointers += len(extra)
+            tokens = torch.cat([extra[: proxy.places], tokens, extra[proxy.places :]])
+            positions = torch.cat([where[: proxy.places].to(positions), positions, where[proxy.places :].to(positions)])
+            pointers += len(extra) - proxy.places
         features = sam2.attend(embedding.features, tokens, positions, pointers)
         index = torch.arange(len(group), device=features.device)
         empty = Prompt(sam2.no_tokens(len(group)), sam2.dense_default(), index)
@@ -228,7 +269,7 @@ class Tracker:
             reading = sam2.read(seen, empty, slice(0, 1))
         return dict(zip(group, self._read(reading, prompted=conditions), strict=True))
 
-    def _read(self, reading: Reading, prompted: bool) -> list[_Found]:
+    def _read(self, reading: Reading, prompted: bool) -> list[Found]:
         """Gate by the object score, make pointers, and the masks that memories are made of."""
         sam2 = self.sam2
         there = reading.scores > 0 if self.gate else torch.ones_like(reading.scores, dtype=torch.bool)
@@ -236,7 +277,8 @@ class Tracker:
         pointers = sam2.point_at(reading.tokens[:, 0], there)
         large = self._large(logits)
         masks = (large > 0).float() if prompted else large.sigmoid()
-        return [_Found(*parts, prompted) for parts in zip(logits, reading.scores, pointers, masks, strict=True)]
+        parts = zip(logits, reading.scores, reading.iou[:, 0], pointers, masks, strict=True)
+        return [Found(*own, prompted) for own in parts]
 
     def _large(self, logits: Tensor) -> Tensor:
         """``(n, 4g, 4g)`` to ``(n, S, S)``."""
@@ -245,45 +287,49 @@ class Tracker:
 
     # -- the bank -----------------------------------------------------------------------------------------------------
 
-    def _alike(self, objects: Sequence[int]) -> list[list[int]]:
-        """Objects with memories of the same frames, together."""
-        groups: dict[tuple, list[int]] = defaultdict(list)
-        for n in objects:
-            frames = ((kept.frame for kept in part[n]) for part in (self.conditioning, self.recent))
-            groups[tuple(tuple(part) for part in frames)].append(n)
-        return list(groups.values())
+    def recall(self, n: int, embedding: Embedding) -> list[Recalled]:
+        """What the frame at hand reads of object ``n``."""
+        read = [Recalled(kept, 0, self.index - kept.frame) for kept in self.conditioning[n]]
+        for kept in self.recent[n]:
+            age = self.index - kept.frame
+            read.append(Recalled(kept, age if age <= self.spatial else None, age if age <= self.pointers else None))
+        return read
 
-    def _bank(self, group: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:
-        """All memories of a group of objects: tokens and positions ``(M, n, 64)``, and how many are pointers."""
-        sam2 = self.sam2
-        spatial, pointers = list[tuple[int, list[Memory]]](), list[tuple[int, list[Memory]]]()
-        for column in zip(*(self.conditioning[n] for n in group), strict=True):
-            spatial.append((0, list(column)))
-            pointers.append((self.index - column[0].frame, list(column)))
-        for column in zip(*(self.recent[n] for n in group), strict=True):
-            age = self.index - column[0].frame
-            if age < MEMORIES:
-                spatial.append((age, list(column)))
-            if age < self.most:
-                pointers.append((age, list(column)))
+    def keep(self, n: int, memory: Memory, found: Found, embedding: Embedding) -> None:
+        """Remember the frame at hand of object ``n``, as far as that is wanted."""
+        (self.conditioning if found.prompted else self.recent)[n].append(memory)
+
+    def _alike(self, objects: Sequence[int], embedding: Embedding) -> list[tuple[list[int], list[list[Recalled]]]]:
+        """Objects with memories as many and as old, together, and these memories."""
+        groups: dict[tuple, list[tuple[int, list[Recalled]]]] = defaultdict(list)
+        for n in objects:
+            recalled = self.recall(n, embedding)
+            groups[tuple((one.place, one.age) for one in recalled)].append((n, recalled))
+        return [([n for n, _ in group], [recalled for _, recalled in group]) for group in groups.values()]
+
+    def _bank(self, recalled: Sequence[Sequence[Recalled]], dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:
+        """All memories of ``n`` objects: tokens and positions ``(M, n, 64)``, and how many are pointers."""
+        sam2, objects = self.sam2, len(recalled)
+        columns = list(zip(*recalled, strict=True))
         tokens, places = [], []
-        for age, column_memories in spatial:
-            tokens.append(torch.stack([kept.spatial for kept in column_memories if kept.spatial is not None], 1))
-            places.append(sam2.spatial_positions(age).expand(-1, len(group), -1))
+        for column in columns:
+            if column[0].place is not None:
+                tokens.append(torch.stack([one.memory.spatial for one in column if one.memory.spatial is not None], 1))
+                places.append(sam2.spatial_positions(column[0].place).expand(-1, objects, -1))
         count = 0
-        if pointers:
-            stacked = torch.stack([torch.stack([kept.pointer for kept in column]) for _, column in pointers])
-            ages = torch.tensor([age for age, _ in pointers], device=stacked.device)
+        if pointers := [column for column in columns if column[0].age is not None]:
+            stacked = torch.stack([torch.stack([one.memory.pointer for one in column]) for column in pointers])
+            ages = torch.tensor([column[0].age for column in pointers], device=stacked.device)
             pointer_tokens, where = sam2.pointer_tokens(stacked, ages, self.most)
             tokens.append(pointer_tokens)
-            places.append(where.expand(-1, len(group), -1))
+            places.append(where.expand(-1, objects, -1))
             count = len(pointer_tokens)
         if not tokens:
-            empty = torch.zeros(0, len(group), MEMORY, dtype=dtype, device=sam2.image_pe.device)
+            empty = torch.zeros(0, objects, MEMORY, dtype=dtype, device=sam2.image_pe.device)
             return empty, empty, 0
         return torch.cat([part.to(dtype) for part in tokens]), torch.cat([part.to(dtype) for part in places]), count
 
-    def _remember(self, embedding: Embedding, found: Mapping[int, _Found]) -> None:
+    def _remember(self, embedding: Embedding, found: Mapping[int, Found]) -> None:
         """Encode the frame's memories, in bfloat16 as SAM 2 keeps them, and forget what is too old."""
         names = list(found)
         masks = torch.stack([found[n].mask for n in names])[:, None].to(embedding.features.dtype)
@@ -293,14 +339,8 @@ class Tracker:
         spatial = self.sam2.remember(embedding.features, masks, there).to(torch.bfloat16)
         for i, n in enumerate(names):
             new = Memory(self.index, spatial[:, i].clone(), found[n].pointer.clone())
-            (self.conditioning if found[n].prompted else self.recent)[n].append(new)
+            self.keep(n, new, found[n], embedding)
         for kept in self.recent:
             for i, old in enumerate(kept):
-                if old.spatial is not None and self.index + 1 - old.frame >= MEMORIES:
+                if old.spatial is not None and self.index + 1 - old.frame > self.spatial:
                     kept[i] = replace(old, spatial=None)
-
-
-def _shrink(maps: Tensor, side: int) -> Tensor:
-    if maps.shape[-2:] == (side, side):
-        return maps
-    return F.interpolate(maps, (side, side), mode="bilinear", antialias=True)
