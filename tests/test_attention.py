@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from samsans import zoo
+from samsans import architectures
 from samsans.backbones import attention
 from samsans.backbones.adapters import SplitQkv
 from samsans.backbones.sam import build_network
@@ -29,7 +29,9 @@ def exact_softmax(monkeypatch):
 
 def blocks(side: int, dtype: torch.dtype, heads: int = 2) -> nn.ModuleList:
     """One windowed and one global block of ViT-B's geometry (head width 64, window 14), few heads, random tables."""
-    arch = dataclasses.replace(zoo.VIT_B, hidden=64 * heads, heads=heads, mlp=64, depth=2, global_blocks=(GLOBAL,))
+    arch = dataclasses.replace(
+        architectures.VIT_B, hidden=64 * heads, heads=heads, mlp=64, depth=2, global_blocks=(GLOBAL,)
+    )
     layers = initialise(build_network(arch, side, "naive"), 0).vision_encoder.layers
     generator = torch.Generator().manual_seed(1)
     for name, parameter in layers.named_parameters():

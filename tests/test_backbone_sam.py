@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from samsans import zoo
+from samsans import architectures, zoo
 from samsans.backbones import Sam, add_lora, load_backbone
 from samsans.backbones.sam import build_network
 from samsans.backbones.start import initialise
@@ -254,7 +254,7 @@ def test_sizes_are_as_the_zoo_states_them(entry):
 
 
 def test_initialise_covers_every_tensor():
-    model = build_network(zoo.TINY, 64)
+    model = build_network(architectures.TINY, 64)
     torch.manual_seed(0)
     initialise(model, 0)
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from samsans import zoo
+from samsans import architectures
 from samsans.backbones.sam import build_network
 from samsans.backbones.start import initialise
 from samsans.methods.class_decoder import ClassDecoder
 
-SHALLOW = replace(zoo.VIT_B, hidden=32, depth=1, heads=2, mlp=64, global_blocks=(0,))
+SHALLOW = replace(architectures.VIT_B, hidden=32, depth=1, heads=2, mlp=64, global_blocks=(0,))
 
 
 def network(side: int = 128, seed: int = 0) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from samsans import zoo
+from samsans import architectures
 from samsans.backbones import Sam
 from samsans.backbones.sam import LoadReport, build_network
 from samsans.backbones.start import initialise
@@ -29,7 +29,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def full_width(side: int, classes: int, config: HsamConfig) -> HSam:
     """The decoders of SAM; its encoder, which only has to be there, is shallow and narrow."""
-    arch = replace(zoo.VIT_B, hidden=32, depth=1, heads=2, mlp=64, global_blocks=(0,))
+    arch = replace(architectures.VIT_B, hidden=32, depth=1, heads=2, mlp=64, global_blocks=(0,))
     sam = Sam(initialise(build_network(arch, side), 0), name="shallow", from_scratch=True, report=LoadReport("", 0))
     torch.manual_seed(0)
     return HSam(sam, config, classes - 1)

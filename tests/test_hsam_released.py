@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from samsans import cli, config, zoo
+from samsans import architectures, cli, config
 from samsans.backbones.adapters import add_lora
 from samsans.backbones.sam import LoadReport, Sam, build_network
 from samsans.config import LoraConfig
@@ -363,7 +363,7 @@ def parameters(*modules: nn.Module | None) -> int:
 def test_parameter_counts_of_the_released_network(column: tuple[str, int, int, int]) -> None:
     """Ours, with CMAttn, and the documented unused parts are the released network, to the unit."""
     arch, side, classes, rank = column
-    network = build_network(dataclasses.replace({"b": zoo.VIT_B, "l": zoo.VIT_L}[arch]), side)
+    network = build_network(dataclasses.replace({"b": architectures.VIT_B, "l": architectures.VIT_L}[arch]), side)
     with torch.device("meta"):
         sam = Sam(network, name=arch, from_scratch=False, report=LoadReport("nothing", 0))
         sam._base_hash = "no weights"

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from masksam_tools import count, seeded, tiny
 from samsans import config as configuration
+from samsans.architectures import TINY, VIT_B, VIT_H
 from samsans.backbones.attention import to_windows
 from samsans.backbones.sam import LoadReport, Sam, build_network, tie_positions
 from samsans.backbones.start import initialise
@@ -29,7 +30,6 @@ from samsans.methods.masksam.prompt_generator import (
     PromptGenerator,
 )
 from samsans.types import Batch
-from samsans.zoo import TINY, VIT_B, VIT_H
 
 ACDC = MaskSamConfig(queries=8, upsample=2, output_cnn=False, stem=16, widths=[128, 128], fusions=2)
 LAYOUTS: dict[str, tuple[Any, int, int, int, MaskSamConfig]] = {  # network, side SAM sees, slices, objects

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from p2sam_method import SIDE, batch, begin, count, encodes, learn, make, random, ready, rng
+from samsans import architectures
 from samsans import config as configuration
-from samsans import zoo
 from samsans.backbones import Sam, add_lora, load_backbone
 from samsans.backbones.checkpoints import FOURIER_TWIN
 from samsans.backbones.geometry import resize_pos_embed
@@ -30,7 +30,7 @@ from samsans.types import Batch
 
 
 def vit_b(blocks: int = 12, device: str = "meta") -> Sam:
-    arch = dataclasses.replace(zoo.VIT_B, depth=blocks, global_blocks=tuple(range(2, blocks, 3)), multimask=8)
+    arch = dataclasses.replace(architectures.VIT_B, depth=blocks, global_blocks=tuple(range(2, blocks, 3)), multimask=8)
     network = build_network(arch, 128)
     network = network if device == "meta" else network.to_empty(device="cpu")
     if device != "meta":
@@ -84,7 +84,7 @@ def test_shapes() -> None:
 
 
 def test_a_file_gives_all_but_the_heads_of_the_masks(tmp_path: Path) -> None:
-    arch = dataclasses.replace(zoo.TINY, decoder_heads=8)
+    arch = dataclasses.replace(architectures.TINY, decoder_heads=8)
     network = initialise(build_network(arch, SIDE), 0)
     with torch.no_grad():
         network.vision_encoder.pos_embed.fill_(0.7)
