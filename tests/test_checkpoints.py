@@ -14,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from samsans import config, methods, zoo
+from samsans import architectures, config, methods, zoo
 from samsans.backbones import load_backbone
 from samsans.backbones.checkpoints import FOURIER_TWIN, find_weights, infer_architecture, read_state, rename
 from samsans.backbones.geometry import resize_pos_embed, resize_rel_pos
@@ -24,10 +24,10 @@ from samsans.config import BackboneConfig
 from samsans.errors import InputError
 from samsans.methods import weights
 
-ARCH = dataclasses.replace(zoo.TINY, decoder_heads=8)  # an original file does not state its heads: SAM has 8
+ARCH = dataclasses.replace(architectures.TINY, decoder_heads=8)  # an original file does not state its heads: SAM has 8
 
 
-def network(arch: zoo.SamArchitecture = ARCH, size: int = 64):
+def network(arch: architectures.SamArchitecture = ARCH, size: int = 64):
     model = initialise(build_network(arch, size), 0)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_half_precision_files_become_float32(tmp_path):
     assert {p.dtype for p in load(tmp_path / "half.pth").parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("arch", [zoo.TINY, ARCH], ids=["2 heads", "8 heads"])
+@pytest.mark.parametrize("arch", [architectures.TINY, ARCH], ids=["2 heads", "8 heads"])
 def test_folder_of_transformers(tmp_path, arch):
     model = network(arch)
     model.save_pretrained(tmp_path)
@@ -182,7 +182,7 @@ def test_folder_of_transformers(tmp_path, arch):
 
 
 def test_folder_with_tensors_in_torchs_own_format(tmp_path):
-    model = network(zoo.TINY)
+    model = network(architectures.TINY)
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     check_same(load(tmp_path), model)
@@ -365,3 +365,17 @@ def test_a_run_from_random_weights_needs_no_equal_draw(tmp_path: Path) -> None:
     weights.load_weights(other, weights.save_weights(first, tmp_path / "all.safetensors"))
     state = other.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in first.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["spd", "p2sam", "samed"])
+def test_what_was_trained_of_published_weights_is_read_again(name: str, tmp_path: Path) -> None:
+    """Also where SAM's own decoder is trained: the hash is that of the weights as they were loaded."""
+    network().save_pretrained(tmp_path / "base")
+    settings = {"backbone.name": str(tmp_path / "base")}
+    made, again = (methods.build(config.from_dict(settings, method=name), ("a",)) for _ in range(2))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(parameter.requires_grad * 0.1)
+    weights.save_weights(made, tmp_path / "w.safetensors")
+    weights.load_weights(again, tmp_path / "w.safetensors")
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in made.state_dict().items())

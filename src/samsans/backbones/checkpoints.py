@@ -94,8 +94,7 @@ def load_backbone(config: BackboneConfig, *, seed: int = 0, masks: int | None = 
         raise InputError(f"backbone.name {config.name}, a backbone of family {found}", f"one of {fitting}")
     sam = load_sam2(config, entry, path, seed, masks) if found == "sam2" else load_sam(config, entry, path, seed, masks)
     log.info("%s: %s", config.name, sam.load_report)
-    if sam.from_scratch:
-        _ = sam.base_hash  # of the initial weights, whatever is loaded or learnt later
+    _ = sam.base_hash  # of the weights as they are now, whatever is loaded or learnt later
     if config.train == "all":
         sam.freeze(False)
     return sam.eval()
