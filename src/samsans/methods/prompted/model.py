@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from samsans.errors import InputError
 from samsans.methods.classes import require_one_object
 from samsans.methods.prompted.given import GivenPrompts
-from samsans.methods.prompted.prompts import generator, jittered, random_point, tight_box
+from samsans.methods.prompted.prompts import enlarge, every_object, present_objects, truth_prompt, valid_size
 from samsans.methods.prompted.proposals import overlap, propose
 from samsans.methods.prompted.untrained import ABSENT, Untrained
 from samsans.types import Batch, Embedding, Needs
@@ -32,43 +32,22 @@ class Prompted(Untrained):
     @torch.no_grad()
     def predict(self, batch: Batch, support: Any = None) -> Tensor:
         """``(B, N, S, S)`` float32 logits of every object that ``batch.masks`` shows; ``ABSENT`` for the others."""
-        truth = batch.masks
-        if truth is None:
-            raise InputError(
-                "a prompted baseline was shown no true mask of the image",
-                "the mask of every image it segments",
-                "Give the labels, or use a method that needs no prompt",
-            )
+        present, side = present_objects(batch), batch.images.shape[-1]
         with self.timer("encode"):
             embedding = self.backbone.encode(batch.images)
-        present = truth.flatten(2).any(2).nonzero()  # (P, 2): image, object
-        size = truth.shape[-1]
-        logits = batch.images.new_full(truth.shape, ABSENT, dtype=torch.float32)
+        found = batch.images.new_zeros(0, side, side)
         if len(present):
             with self.timer("decode"):
                 everything = self.config.prompt == "everything"
                 found = (self._everything if everything else self._prompted)(embedding, batch, present)
-                found = F.interpolate(found[:, None], size=(size, size), mode="bilinear", align_corners=False)
-                logits[present[:, 0], present[:, 1]] = found[:, 0]
-        return logits
+                found = enlarge(found, side)
+        return every_object(found, present, batch)
 
     def _prompted(self, embedding: Embedding, batch: Batch, present: Tensor) -> Tensor:
         """``(P, 4g, 4g)`` logits of one box or point for each present (image, object), decoded in one batch."""
-        assert batch.masks is not None
-        drawn = []
-        for image, item in present.tolist():
-            mask = batch.masks[image, item]
-            rng = generator(self.config.seed, f"{batch.ids[image]}:{batch.objects[item]}")
-            if self.config.prompt == "box":
-                drawn.append(jittered(tight_box(mask), self.config.box_jitter, _valid(batch, image), rng))
-            else:
-                drawn.append(random_point(mask, rng)[None])
-        where, index = torch.stack(drawn), present[:, 0]
-        if self.config.prompt == "box":
-            prompt = self.backbone.embed_prompts(index, boxes=where)
-        else:
-            prompt = self.backbone.embed_prompts(index, points=where, point_labels=torch.ones_like(index)[:, None])
-        masks = self.backbone.decode(embedding, prompt, multimask=self.config.multimask)
+        config = self.config
+        prompt = truth_prompt(self.backbone, batch, present, config.prompt, config.seed, config.box_jitter)
+        masks = self.backbone.decode(embedding, prompt, multimask=config.multimask)
         best = masks.iou.argmax(1)
         return masks.logits[torch.arange(len(best), device=best.device), best].float()
 
@@ -78,7 +57,7 @@ class Prompted(Untrained):
         out = []
         for image in present[:, 0].unique().tolist():
             alone = Embedding(embedding.features[image : image + 1])
-            proposals = propose(self.backbone, alone, _valid(batch, image), self.config)
+            proposals = propose(self.backbone, alone, valid_size(batch, image), self.config)
             items = present[present[:, 0] == image, 1]
             if not len(proposals):
                 side = 4 * self.backbone.grid
@@ -110,11 +89,3 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> Prompted | GivenPrompt
     backbone.freeze()
     made = GivenPrompts(backbone, model) if model.source == "points" else Prompted(backbone, model)
     return made.eval()
-
-
-def _valid(batch: Batch, image: int) -> tuple[int, int]:
-    """Height and width of the part of the square that is image."""
-    if batch.valid is None:
-        return batch.images.shape[-2], batch.images.shape[-1]
-    height, width = batch.valid[image].tolist()
-    return height, width
