@@ -102,12 +102,23 @@ class Sam(Backbone):
     def _block(self, layer: Any, x: Tensor) -> Tensor:
         return encoder_block(layer, x) if self.attention == "fast" else layer(x)
 
-    def decode(self, embedding: Embedding, prompt: Prompt, multimask: bool = False) -> Masks:
+    def decode(
+        self,
+        embedding: Embedding,
+        prompt: Prompt,
+        multimask: bool = False,
+        *,
+        attention: Tensor | None = None,
+        target: Tensor | None = None,
+    ) -> Masks:
         """Masks of ``P`` prompts about the ``B`` images of ``embedding``, in one batch.
 
         Returns logits ``(P, 1, 4g, 4g)`` of SAM's single-mask token (decision D-12), or with ``multimask`` the
         ``(P, 3, 4g, 4g)`` of the others, and their predicted IoU.  Tokens are the output tokens followed by
         ``prompt.sparse``, nothing else (decision D-11).
+
+        attention: ``(P, g, g)``, added before the softmax to what every token attends to in the image, in each layer.
+        target: ``(P, C)``, added to every token before each layer (by the library, in the first also to its position).
         """
         count, index = len(prompt.sparse), prompt.image_index
         self.check_prompt(prompt)
@@ -122,6 +133,8 @@ class Sam(Backbone):
             sparse_prompt_embeddings=prompt.sparse[:, None],
             dense_prompt_embeddings=prompt.dense,
             multimask_output=multimask,
+            attention_similarity=None if attention is None else attention.flatten(1)[:, None, None],
+            target_embedding=None if target is None else target[:, None, None],
         )
         return Masks(logits[:, 0], iou[:, 0])
 

@@ -11,14 +11,15 @@ class PersamConfig:
     """PerSAM: the mean feature under the support mask finds a point inside and one outside, for SAM's decoder.
 
     Args:
-        attention: Guide the decoder's image attention by the likeness of every place to the support.
-        target: Add the support's mean feature to the decoder's tokens.
+        attention: Guide the decoder's attention to the image by the likeness of every place to the support, in the
+            first pass.
+        target: Add the support's mean feature to the decoder's tokens, in the first pass.
         refinements: Passes after the first, 0 to 2: with the mask found, then with mask and box.
-        fine_tuned: PerSAM-F: learn, on the support pairs alone and when they are encoded, how SAM's three masks are
-            mixed; the single mask and ``attention`` and ``target`` are then not used.
+        fine_tuned: PerSAM-F: the first pass mixes SAM's three masks instead of taking its single one, with two weights
+            that are learned for each object on the support pairs alone, when these are encoded.
         steps: fine_tuned: steps of this learning.
-        lr: fine_tuned: its learning rate.
-        k_test: Support pairs drawn for each image at inference.
+        lr: fine_tuned: its learning rate, which falls to 0 along a cosine.
+        k_test: Support pairs drawn for each image at inference; the paper has one.
     """
 
     attention: bool = True
