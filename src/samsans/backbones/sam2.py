@@ -14,6 +14,7 @@ from transformers import Sam2VideoModel
 
 from samsans.backbones.base import Backbone, LoadReport
 from samsans.backbones.hiera import hiera_block
+from samsans.backbones.memory_attention import attend_memories, rotary_table
 from samsans.backbones.sam2_network import (
     LOGIT_BIAS,
     LOGIT_SCALE,
@@ -45,13 +46,14 @@ class Sam2(Backbone):
     ``unconditioned`` (a still image) or ``attend`` (an image with memories, or with a prompt in their place).
 
     model: the network.  name: as asked for.  from_scratch: whether its weights were random at the start.
-    attention: ``fast`` (exact, see ``hiera.py``) or ``naive`` (the library's own blocks).
+    attention: ``fast`` (exact, see ``hiera.py`` and ``memory_attention.py``) or ``naive`` (the library's own blocks).
     checkpointing: recompute each encoder block in the backward pass instead of storing it.
     """
 
     image_pe: Tensor
     token_positions: Tensor
     memory_positions: Tensor
+    rotary: Tensor
 
     def __init__(
         self,
@@ -71,6 +73,7 @@ class Sam2(Backbone):
         self.register_buffer("image_pe", self._positions(), persistent=False)
         self.register_buffer("token_positions", sine_positions(self.grid, self.channels), persistent=False)
         self.register_buffer("memory_positions", sine_positions(self.grid, MEMORY), persistent=False)
+        self.register_buffer("rotary", rotary_table(self.model.memory_attention), persistent=False)
         self.register_load_state_dict_post_hook(_follow)
         self.freeze()
 
@@ -227,16 +230,37 @@ class Sam2(Backbone):
             )
         if len(features) not in (1, count):
             raise InputError(f"Features of {len(features)} images for {count} memories", f"1 or {count}")
-        queries = features.flatten(2).permute(2, 0, 1).expand(-1, count, -1)
+        queries = features.flatten(2).permute(2, 0, 1)
         keys = torch.zeros_like(memory) if positions is None else positions.expand(-1, count, -1)
-        read = self.model.memory_attention(
-            current_vision_features=queries,
-            current_vision_position_embeddings=self.token_positions[:, None],
-            memory=memory,
-            memory_posision_embeddings=keys,
-            num_object_pointer_tokens=pointers,
-        )
-        return read[0].transpose(1, 2).unflatten(2, (self.grid, self.grid)).to(features.dtype)
+        if self.attention == "fast":
+            placed = (queries + 0.1 * self.token_positions[:, None]).transpose(0, 1)
+            values = memory.transpose(0, 1)
+            read = attend_memories(
+                self.model.memory_attention, placed, values + keys.transpose(0, 1), values, self.rotary, pointers
+            )
+        else:
+            read = self.model.memory_attention(
+                current_vision_features=queries.expand(-1, count, -1),
+                current_vision_position_embeddings=self.token_positions[:, None],
+                memory=memory,
+                memory_posision_embeddings=keys,
+                num_object_pointer_tokens=pointers,
+            )[0]
+        return read.transpose(1, 2).unflatten(2, (self.grid, self.grid)).to(features.dtype)
+
+    def conditioned(
+        self, embedding: Embedding, image_index: Tensor, memory: Tensor, positions: Tensor | None, pointers: int
+    ) -> Embedding:
+        """What the decoder is to read of images with memories, an "image" for each of ``N`` memories.
+
+        image_index: ``(N,)`` int64, the image that reads each memory.  The others are those of ``attend``.  High
+        resolution features are shared where there is one image.
+        """
+        features, high_res = embedding.features, embedding.high_res
+        if len(features) > 1:
+            features = features.index_select(0, image_index)
+            high_res = tuple(part.index_select(0, image_index) for part in high_res)
+        return Embedding(self.attend(features, memory, positions, pointers), high_res)
 
     def remember(self, features: Tensor, masks: Tensor, visible: Tensor) -> Tensor:
         """Memory encoder: spatial memories ``(g^2, N, 64)`` of images and of what was found in them.

@@ -65,8 +65,8 @@ class Tracked:
     """Frame ``index`` of a video, as far as ``N`` objects go.
 
     logits: ``(N, 4g, 4g)`` float32, all ``ABSENT`` for objects that are not there.  scores: ``(N,)`` logits of being
-    there.  iou: ``(N,)`` predicted, 1 of a mask that was given, NaN of objects that are not known.  known: ``(N,)`` bool;
-    objects of which no frame so far said anything are not.
+    there.  iou: ``(N,)`` predicted, 1 of a mask that was given, NaN of objects that are not known.  known: ``(N,)``
+    bool; objects of which no frame so far said anything are not.
     """
 
     index: int
@@ -259,10 +259,9 @@ class Tracker:
             tokens = torch.cat([extra[: proxy.places], tokens, extra[proxy.places :]])
             positions = torch.cat([where[: proxy.places].to(positions), positions, where[proxy.places :].to(positions)])
             pointers += len(extra) - proxy.places
-        features = sam2.attend(embedding.features, tokens, positions, pointers)
-        index = torch.arange(len(group), device=features.device)
+        index = torch.arange(len(group), device=tokens.device)
+        seen = sam2.conditioned(embedding, torch.zeros_like(index), tokens, positions, pointers)
         empty = Prompt(sam2.no_tokens(len(group)), sam2.dense_default(), index)
-        seen = Embedding(features, embedding.high_res)
         if self.multimask:
             reading = sam2.read(seen, empty, slice(1, None)).best()
         else:

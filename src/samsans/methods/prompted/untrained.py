@@ -12,16 +12,15 @@ from samsans.ops.timing import Timer
 from samsans.types import Batch, Stage
 
 if TYPE_CHECKING:
-    from samsans.backbones.sam import Sam
     from samsans.config import RunConfig
 
 ABSENT = -100.0  # logit everywhere of an object without prompt: nothing is asked for
 
 
 class Untrained(nn.Module):
-    """A SAM backbone that is prompted, and never trained."""
+    """A SAM or SAM 2 that is prompted, and never trained."""
 
-    def __init__(self, backbone: Sam, config: Any) -> None:
+    def __init__(self, backbone: Any, config: Any) -> None:
         super().__init__()
         self.backbone, self.config, self.timer = backbone, config, Timer()
 

@@ -66,15 +66,10 @@ class PromptMemory(nn.Module):
                 "the frames of a video, which have something to remember",
                 "Train and segment single images with model.memory_mode proxy_only",
             )
-        features, high_res = embedding.features, embedding.high_res
-        if len(features) > 1:
-            features = features.index_select(0, prompt.image_index)
-            high_res = tuple(part.index_select(0, prompt.image_index) for part in high_res)
-        memory = self.tokens(prompt.sparse)
-        read = sam2.attend(features, memory, self.positions, pointers=len(memory))
-        count = memory.shape[1]
-        own = torch.arange(count, device=read.device)
-        return Embedding(read, high_res), Prompt(sam2.no_tokens(count), prompt.dense, own)
+        memory, count = self.tokens(prompt.sparse), len(prompt.sparse)
+        seen = sam2.conditioned(embedding, prompt.image_index, memory, self.positions, pointers=len(memory))
+        own = torch.arange(count, device=memory.device)
+        return seen, Prompt(sam2.no_tokens(count), prompt.dense, own)
 
 
 def memory_of(backbone: Sam | Sam2, config: ProxyPromptConfig) -> PromptMemory | None:
