@@ -11,19 +11,19 @@ class VrpSamConfig:
     """VRP-SAM: a frozen feature network, learned queries that read support and target, and a frozen SAM they prompt.
 
     Args:
-        features: Where queries look: resnet50 (as published, ImageNet weights of the hub or a folder; see
-            ``resnet``), or backbone, SAM's own embedding (our option, for backbones without such a network beside).
-        resnet: Weights of the ResNet-50: a hub id or a folder.
-        width: Channels that queries and both images meet in.
-        queries: Learned queries; as many prompt tokens are made.
-        mask_gain: Factor on the support mask where it enters as a channel.
-        heads: Attention heads.
-        k_test: Support pairs drawn for each image at inference; their prompts stand side by side.
+        features: Where queries look: resnet50 (as published, with weights from ImageNet; see ``resnet``), or backbone,
+            SAM's own embedding (our option, which needs no other network).
+        resnet: Weights of the ResNet-50: a hub id, or a folder with its config.json and model.safetensors.
+        resnet_size: Side in pixels that images are brought to for it, a multiple of 32 (our decision).
+        queries: Learned queries; as many prompt tokens are made of every support pair.
+        mask_gain: Factor on the mask where it enters as a channel.
+        heads: Attention heads (our decision).
+        k_test: Support pairs drawn for each image at inference; their prompt tokens stand side by side.
     """
 
     features: Literal["resnet50", "backbone"] = "resnet50"
     resnet: str = "microsoft/resnet-50"
-    width: int = 256
+    resnet_size: int = 512
     queries: int = 50
     mask_gain: float = 10.0
     heads: int = 8
@@ -33,7 +33,7 @@ class VrpSamConfig:
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "backbone": {"name": "sam-vit-h", "train": "none"},
-        "episodes": {"images": 2, "targets": 1},
+        "episodes": {"images": 2, "targets": 1, "volume_supports": [], "object_subset": 0.0},
         "train": {
             "epochs": 50,
             "optimizer": "adamw",
@@ -46,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "scratch": {
         "backbone": {"name": "scratch", "train": "all"},
-        "model": {"features": "backbone", "width": 128, "queries": 16},
+        "model": {"features": "backbone", "queries": 16},
         "episodes": {"images": 8, "targets": 8, "volume_supports": [], "synthetic": 0.3},
         "augment": {"flip": 0.5, "rotate": 15.0, "scale": 0.1, "intensity": 0.1},
         "train": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01, "schedule": "cosine", "warmup": 50},
