@@ -22,7 +22,10 @@ class TokenLinear(nn.Module):
                 self.linear.weight.scatter_add_(1, order.T.contiguous(), torch.full((tokens // 2, 2), 0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x.transpose(1, 2)).transpose(1, 2)
+        if torch.is_grad_enabled():
+            return self.linear(x.transpose(1, 2)).transpose(1, 2)
+        weight, bias = self.linear.weight, self.linear.bias
+        return torch.baddbmm(bias[:, None], weight.expand(len(x), -1, -1), x)  # without transposed copies
 
 
 class PairMerge(nn.Module):
@@ -67,8 +70,17 @@ class Attend(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
-        x = self.norm1(x + self.attention(x, other, other, need_weights=False)[0])
-        return self.norm2(x + self.ffn2(F.relu(self.ffn1(x))))
+        x = self.norm1(x + self._read(x, other))
+        return self.norm2(x + self.ffn2(F.relu(self.ffn1(x), inplace=True)))
+
+    def _read(self, x: Tensor, other: Tensor) -> Tensor:
+        """What ``self.attention(x, other, other)`` gives, which would copy its arguments to put tokens first."""
+        own, width = self.attention, x.shape[-1]
+        weights, biases = own.in_proj_weight, own.in_proj_bias
+        query = F.linear(x, weights[:width], biases[:width]).unflatten(-1, (own.num_heads, -1)).transpose(1, 2)
+        both = F.linear(other, weights[width:], biases[width:]).unflatten(-1, (2, own.num_heads, -1))
+        key, value = both.permute(2, 0, 3, 1, 4)
+        return own.out_proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
 
 class ColorBlock(nn.Module):
@@ -99,7 +111,8 @@ class ColorBlock(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         c = self.project_context(c)
         if self.attend:
-            x = self.color(self.project_target(x), c)
+            x = self.project_target(x)
+            x = self.color(x.repeat_interleave(len(c) // len(x), dim=0), c)
             c = self.reverse(c, x)
         return x, c
 
@@ -148,7 +161,8 @@ class Ccm(nn.Module):
         """Prompt tokens from row-major streams.
 
         Args:
-            target: ``(P, T, C)`` features of each prompt's target.
+            target: ``(P, T, C)`` features of each prompt's target; or ``(B, T, C)`` of B targets of as many prompts each,
+                which follow each other.
             context: ``(P, T, C)`` what was read from the supports.
 
         Returns:

@@ -177,7 +177,7 @@ class ProxyPrompt(nn.Module):
         """``prompt`` of a context ``(B, T, N * V)`` of N objects that was read already (CCM)."""
         query = to_tokens(features)
         context = context.unflatten(2, (n, -1)).transpose(1, 2).flatten(0, 1).to(query.dtype)
-        return self.ccm(query.repeat_interleave(n, dim=0), context[..., : self.backbone.channels]), context
+        return self.ccm(query, context[..., : self.backbone.channels]), context
 
     def decode(self, embedding: Embedding, tokens: Tensor, context: Tensor) -> Tensor:
         """``(B, N, 4g, 4g)`` logits: the prompt enters SAM's decoder as sparse tokens (decisions D-11, D-12).
