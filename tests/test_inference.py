@@ -331,7 +331,7 @@ def test_named_tasks(tmp_path: Path) -> None:
 
 def test_bank_of_other_weights_is_refused() -> None:
     bank = segmenter(weights="these").encode_support(PAIR)
-    with pytest.raises(InputError, match="other weights"):
+    with pytest.raises(InputError, match="made by weights these"):
         segmenter(weights="those").predict(picture(1)[0], bank)
 
 

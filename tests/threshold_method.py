@@ -3,60 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from samsans.config import BackboneConfig, DataConfig, RunConfig
 from samsans.data.classes import write_classes
 from samsans.data.splits import Split
 from samsans.inference import Segmenter
+from samsans.methods.support import Bank
 from samsans.ops.timing import Timer
 from samsans.types import Batch, ClassInfo, Needs
 
 DISC_CUP = (ClassInfo("disc", 1, (1, 2)), ClassInfo("cup", 2, (2,)))
 
 
-@dataclass(frozen=True)
-class LevelBank:
+@dataclass(frozen=True, kw_only=True)
+class LevelBank(Bank):
     """levels: ``(K, N)`` median normalised grey under each mask, NaN where a mask is empty."""
 
+    format: ClassVar[str] = "levels"
+
     levels: Tensor
-    objects: tuple[str, ...]
-    ids: tuple[str, ...]
-    weights: str
-
-    @property
-    def K(self) -> int:
-        return len(self.ids)
-
-    def select(self, pairs: Sequence[int]) -> LevelBank:
-        ids = tuple(self.ids[i] for i in pairs)
-        return dataclasses.replace(self, levels=self.levels[list(pairs)], ids=ids)
-
-    def to(self, device: Any) -> LevelBank:
-        return dataclasses.replace(self, levels=self.levels.to(device))
-
-    @staticmethod
-    def concat(banks: Sequence[LevelBank]) -> LevelBank:
-        levels = torch.cat([b.levels for b in banks])
-        return dataclasses.replace(banks[0], levels=levels, ids=tuple(i for b in banks for i in b.ids))
-
-    def save(self, path: Path) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        about = {"objects": self.objects, "ids": self.ids, "weights": self.weights}
-        save_file({"levels": self.levels}, path, metadata={"about": json.dumps(about)})
-        return path
 
 
 class Threshold(nn.Module):
@@ -76,12 +51,10 @@ class Threshold(nn.Module):
     def encode_support(self, batch: Batch) -> LevelBank:
         grey = batch.images.mean(1, keepdim=True).expand(batch.masks.shape)
         levels = grey.where(batch.masks, torch.nan).flatten(2).nanmedian(2).values
-        return LevelBank(levels, batch.objects, batch.ids, self.weights)
+        return LevelBank(levels=levels, objects=batch.objects, ids=batch.ids, weights=self.weights)
 
     def load_support(self, path: str) -> LevelBank:
-        with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["about"])
-            return LevelBank(file.get_tensor("levels"), tuple(about["objects"]), tuple(about["ids"]), about["weights"])
+        return LevelBank.load(path).require(self.weights)
 
     def predict(self, batch: Batch, support: LevelBank | list[LevelBank] | None = None) -> Tensor:
         assert batch.masks is None

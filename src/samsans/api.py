@@ -172,11 +172,12 @@ def videos(
     sources = find_videos(segmenter, inputs, True if overlay else options["video"])
     if not sources:
         return None
-    never = ("labels", "probabilities", "samples", "mirror", "points", "prompt_noise", "prompt_mode")
+    never = ("probabilities", "samples", "mirror", "points", "prompt_noise", "prompt_mode")
     flags = [f"--{name.replace('_', '-')}" for name in never if options[name] not in (None, False)]
     if flags:
         raise InputError(f"{', '.join(flags)} with videos", "no such option: frames get label maps", "Leave it out")
-    told = {name: options[name] for name in ("objects", "seed", "batch_size", "view", "largest_component", "overwrite")}
+    named = ("objects", "labels", "seed", "batch_size", "view", "largest_component", "overwrite")
+    told = {name: options[name] for name in named}
     return functools.partial(predict_videos, segmenter, sources, overlay=overlay, **told)
 
 

@@ -255,10 +255,10 @@ def _predict(argv: list[str]) -> int:
     parser.add_argument("--choose", choices=["random", "similar"], default="random", help="supports: drawn, or alike")
     parser.add_argument("--objects", nargs="+", help="segment these objects only")
     parser.add_argument("--split", choices=["train", "val", "test"], help="only this part of the run's own split")
-    parser.add_argument("--labels", type=str, help="true masks, for the prompted baselines alone")
+    parser.add_argument("--labels", type=str, help="true masks, for the prompted baselines alone: files, or frames")
     parser.add_argument("--probabilities", action="store_true", help="also write each object's probability")
     parser.add_argument("--samples", type=int, metavar="K", help="also write K plausible answers, e.g. of P2SAM")
-    parser.add_argument("--view", help="another answer of the method, e.g. stage1 of H-SAM")
+    parser.add_argument("--view", help="another answer, e.g. stage1 of H-SAM, proxy_plus_bank of Proxy Prompt")
     parser.add_argument("--largest-component", action="store_true", help="keep each object's largest piece alone")
     parser.add_argument(
         "--mirror",

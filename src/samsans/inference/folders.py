@@ -113,7 +113,7 @@ def predict_folder(
             f"the output {out} is named like an image", "a folder, one label map is written there per input"
         )
     dataset = _dataset(segmenter, inputs)
-    needs_truth = segmenter.method.needs.labels_at_predict
+    needs_truth = segmenter.needs_truth
     if needs_truth:
         dataset = _with_truth(segmenter, dataset, labels)
     elif labels is not None:
@@ -125,7 +125,7 @@ def predict_folder(
     elif points is not None or prompt_noise is not None or prompt_mode is not None:
         raise segmenter.no_use("points, or a noise of points,")
     segmenter.require_view(view)
-    runner = segmenter.runner(batch_size, mirror, cache)
+    runner = segmenter.runner(batch_size, mirror, cache, view)
     found = segmenter.supports(support, task, batch_size)
     target = segmenter.target(found, objects, view, samples, seed, choose)
     items = _plan(dataset, out, target, probabilities)

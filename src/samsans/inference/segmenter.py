@@ -19,6 +19,8 @@ from samsans.inference import supports
 from samsans.inference.arrays import as_image, as_labels
 from samsans.inference.banks import Banks, Supports
 from samsans.inference.choosing import Choose, require_choice
+from samsans.inference.devices import choose_device
+from samsans.inference.following import FollowRunner
 from samsans.inference.jobs import Job, Target
 from samsans.inference.manifest import Manifest
 from samsans.inference.points import PointRunner, prompted
@@ -116,7 +118,8 @@ class Segmenter:
             objects: Names of the objects wanted; all by default.
             spacing: ``(z, y, x)`` mm of arrays, and of files that state none.
             probabilities: Also keep each object's probability.
-            labels: The image's own true mask; prompted baselines only.
+            labels: The image's own true mask; prompted baselines only.  Of a volume it may show one slice, for those
+                that follow objects from slice to slice.
             seed: Of the draws of supports and samples; the run's by default.
             batch_size: Slices a batch; windows, of a method that sees volumes.
             view: One of ``views``, instead of the method's own answer.
@@ -152,7 +155,7 @@ class Segmenter:
             truth = self._truth(id, volume, labels)
             clicks = self._points(id, volume, points, point_labels)
         self.require_view(view)
-        runner = self.runner(batch_size, mirror, cache)
+        runner = self.runner(batch_size, mirror, cache, view)
         found = self.supports(support, task, batch_size)
         target = self.target(found, objects, view, samples, seed, choose)
         with timer("read"):
@@ -166,11 +169,9 @@ class Segmenter:
 
     def _truth(self, id: str, volume: Volume, labels: Any) -> Volume | None:
         """The target's own mask, for prompted baselines and nobody else."""
-        if not self.method.needs.labels_at_predict:
+        if not self.needs_truth:
             if labels is not None:
-                raise InputError(
-                    f"{self.config.method} was given the true mask of {id}", "no labels: it needs no prompt"
-                )
+                raise InputError(f"a true mask of {id} for {self.config.method}", "no labels: it needs no prompt")
             return None
         if labels is None:
             raise self.no_truth(id)
@@ -202,8 +203,8 @@ class Segmenter:
     def no_truth(self, id: str) -> InputError:
         """The error of a prompted baseline without the true mask of ``id``."""
         return InputError(
-            f"{id} has no true mask and {self.config.method} draws its prompts from it",
-            "labels of every image",
+            f"{id} has no true mask of an object and {self.config.method} draws its prompts from one",
+            "labels of one of its slices or frames" if self.method.needs.first_label else "labels of every image",
             "Give `labels`, or use a method that needs no prompt",
         )
 
@@ -288,7 +289,16 @@ class Segmenter:
     @property
     def own_view(self) -> str | None:
         """Which of ``views`` the run answers with when none is asked for; ``None`` for a method without views."""
-        return self.config.model.ensemble if "stage2" in self.views else next(iter(self.views), None)
+        return getattr(self.method, "own_view", next(iter(self.views), None))
+
+    def follows(self, view: str | None) -> bool:
+        """Whether that answer (its own, or one of ``views``) depends on the frames or slices before."""
+        return hasattr(self.method, "follows") and bool(self.method.follows(view))
+
+    @property
+    def needs_truth(self) -> bool:
+        """Whether it is shown true masks of what it segments: prompted baselines."""
+        return self.method.needs.labels_at_predict or self.method.needs.first_label
 
     def require_view(self, view: str | None) -> None:
         """InputError where the method has no such answer."""
@@ -363,32 +373,17 @@ class Segmenter:
             return open_volume(id, volume, self.config.patches, axis, channels, truth=truth, truth_classes=self.classes)
         return open_job(id, volume, self.preprocess, axis, truth=truth, truth_classes=self.classes, draw=draw)
 
-    def runner(self, batch_size: int | None, mirror: bool | None = None, cache: bool = True) -> Any:
+    def runner(self, size: int | None, mirror: bool | None = None, cache: bool = True, view: str | None = None) -> Any:
         """What runs such jobs through the method: ``run(jobs, target, probabilities=...)`` yields them when done."""
-        size, mirrored = self.batch_size(batch_size), self.mirror(mirror)
+        size, mirrored = self.batch_size(size), self.mirror(mirror)
         if self.method.needs.volumes:
             return VolumeRunner(self.method, self.config.patches, self.device, self.precision, size, mirrored)
         shared = (self.method, self.preprocess, self.device, self.precision, size)
         if self.method.needs.points:
             return PointRunner(*shared, self.cache if cache else None, self.weights_hash)
-        return Runner(*shared)
+        return FollowRunner(*shared) if self.follows(view) else Runner(*shared)
 
     def dataset(self, path: str | Path) -> Dataset:
         """The cases of a folder, CSV or image; no mask is read, since the objects are those of the run."""
         known = {c.name: list(c.values) for c in self.classes}
         return find_cases(DataConfig(path=str(path), spacing=self.config.data.spacing, classes=known or None))
-
-
-def choose_device(device: str | torch.device) -> torch.device:
-    """The device meant: ``auto`` is CUDA where there is one, then Apple's MPS, then the CPU."""
-    if str(device) == "auto":
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"device {device!r}", "auto, cpu, cuda, cuda:1 or mps") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("device 'cuda', but this torch sees no GPU", "auto or cpu")
-    return chosen

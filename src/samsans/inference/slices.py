@@ -35,6 +35,7 @@ class SliceJob(Job):
 
     slices: ``(D, H, W, C)`` canonical.  levels: shown as black and white.  first: the first slice, prepared.
     truth: ``(D, H, W)`` canonical values of the label file, or ``None``.  done: how many slices are.
+    quality: predicted IoU of each wanted object in the slice done last, of methods that follow objects and tell it.
     """
 
     slices: np.ndarray
@@ -43,6 +44,7 @@ class SliceJob(Job):
     truth: np.ndarray | None = None
     truth_classes: tuple[ClassInfo, ...] = ()
     done: int = 0
+    quality: tuple[float, ...] | None = None
 
     def name(self, index: int) -> str:
         """Name of a slice: ``case``, or ``case#012`` of a volume."""
@@ -120,21 +122,22 @@ class Runner:
         if waiting:
             yield from self._segment(waiting, target)
 
+    def frames(self, jobs: Iterable[SliceJob], target: Target) -> Iterator[SliceJob]:
+        """``run`` of the frames of one video, each a job of one slice."""
+        return self.run(jobs, target)
+
     def _segment(self, waiting: Sequence[tuple[SliceJob, int]], target: Target) -> list[SliceJob]:
         """Segment a batch of slices; the jobs that are finished by it."""
         start = time.perf_counter()
         batch = self._batch(waiting, target)
-        jobs = [job for job, _ in waiting]
-        here = self._here(target.bank)
-        bank = chooser(here, target.choose, jobs) if target.choose else self._draw(here, [job.draw for job in jobs])
+        bank = self._shown([job for job, _ in waiting], target)
         prepared = time.perf_counter()
         with autocast(self.device, self.precision), torch.inference_mode():
-            view = {} if target.view is None else {"view": target.view}
-            logits = self.method.predict(batch, bank, **view)
+            logits = self._answer(batch, bank, target)
             draws = draw(self.method, batch, target)
         wanted = (len(waiting), len(target.objects), *batch.images.shape[2:])
         if logits.shape != wanted:
-            raise RuntimeError(f"{type(self.method).__name__}.predict gave {tuple(logits.shape)}, not {wanted}")
+            raise RuntimeError(f"{type(self.method).__name__} gave logits {tuple(logits.shape)}, not {wanted}")
         logits = logits.float()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -156,15 +159,24 @@ class Runner:
             finished += [job] if job.done == job.depth else []
         return finished
 
+    def _answer(self, batch: Batch, bank: Any, target: Target) -> Tensor:
+        """``(B, N, S, S)`` logits of a batch, shown the ``bank``."""
+        view = {} if target.view is None else {"view": target.view}
+        return self.method.predict(batch, bank, **view)  # type: ignore[no-any-return]
+
+    def _truth(self, job: SliceJob, index: int) -> np.ndarray | None:
+        """What the method is told is true of a slice: ``(H, W)`` values of the label file, or nothing."""
+        return None if job.truth is None else job.truth[index]
+
     def _batch(self, waiting: Sequence[tuple[SliceJob, int]], target: Target) -> Batch:
         images, valid, masks = [], [], []
         for job, index in waiting:
             picture = job.slices[index]
             images.append(job.first if index == 0 else self.preprocess.image(picture, job.levels))
             valid.append(self.preprocess.valid(*picture.shape[:2]))
-            if job.truth is not None:
-                shown = objects.class_masks(job.truth[index], job.truth_classes)
-                masks.append(self.preprocess.labels(shown))
+            truth = self._truth(job, index)
+            if truth is not None:
+                masks.append(self.preprocess.labels(objects.class_masks(truth, job.truth_classes)))
         where = torch.tensor(valid, dtype=torch.int64, device=self.device)
         return Batch(
             images=self.preprocess.normalize(torch.stack(images).to(self.device), where),
@@ -179,6 +191,11 @@ class Runner:
         if bank is not None and self._bank[0] is not bank:
             self._bank = (bank, bank.to(self.device))
         return None if bank is None else self._bank[1]
+
+    def _shown(self, jobs: Sequence[SliceJob], target: Target) -> Any:
+        """The supports shown with a batch: those drawn of the bank, or what chooses some for each slice."""
+        here = self._here(target.bank)
+        return chooser(here, target.choose, jobs) if target.choose else self._draw(here, [job.draw for job in jobs])
 
     def _draw(self, bank: Any, draws: Sequence[tuple[int, ...]]) -> Any:
         """The drawn pairs of a bank on the device; a list of one bank an image where the draws differ."""

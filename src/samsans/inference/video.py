@@ -1,8 +1,8 @@
-"""Videos frame by frame: ``VideoSegmenter``, for methods that segment single slices; a frame is a 2D image."""
+"""Videos frame by frame: ``VideoSegmenter``, for methods that segment single slices or follow objects."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from samsans.data import classes as named
 from samsans.errors import InputError
-from samsans.inference.arrays import as_image
+from samsans.inference.arrays import as_image, as_labels
 from samsans.inference.banks import Supports
 from samsans.inference.choosing import Choose
 from samsans.inference.jobs import Target
@@ -26,7 +26,8 @@ class FrameResult:
 
     labels: ``(H, W)`` uint8 (uint16 above label 255).  classes: the objects painted.  areas: of each in pixels, an
     object with those that lie inside it by definition; where others overlap, a pixel counts for the one painted.
-    supports: ids of the pairs it was segmented with.  seconds: by part.
+    supports: ids of the pairs it was segmented with.  seconds: by part.  quality: the IoU that the method predicts for
+    each object, NaN where it does not; ``None`` where it predicts none.
     """
 
     labels: np.ndarray
@@ -34,15 +35,18 @@ class FrameResult:
     areas: tuple[int, ...]
     supports: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    quality: tuple[float, ...] | None = None
 
 
 class VideoSegmenter:
-    """Segments the frames of a video as they come; supports are encoded once, and nothing of a frame is kept.
+    """Segments the frames of a video as they come; supports are encoded once.
 
-    A frame is segmented as ``Segmenter.predict`` segments it as an image, whatever came before it.
+    Of most methods nothing of a frame is kept: it is segmented as ``Segmenter.predict`` segments it as an image,
+    whatever came before it.  Of one that follows objects (with this ``view``) the frames are those of one video, in
+    order, from one ``step`` or ``run`` to the next: what it remembers of them does not grow, and ``reset`` forgets it.
 
     Args:
-        segmenter: A method of single slices; others are refused.
+        segmenter: A method of single slices or one that follows objects; others are refused.
         support: As in ``Segmenter.predict``, or ``Supports`` that were found.
         task: As in ``Segmenter.predict``.
         objects: Names of the objects wanted; all by default.
@@ -55,7 +59,8 @@ class VideoSegmenter:
         choose: As in ``Segmenter.predict``; chosen for every frame anew.
 
     Raises:
-        InputError: the method needs points, true masks or volumes; the supports or an option cannot be used.
+        InputError: the method needs points, true masks of all frames or volumes; the supports or an option cannot be
+            used.
     """
 
     def __init__(
@@ -77,8 +82,13 @@ class VideoSegmenter:
         self.segmenter, self.id = segmenter, id
         self._seed, self._view, self._choose, self._largest = seed, view, choose, largest_component
         self._size = batch_size
-        self._runner = segmenter.runner(batch_size)
+        self.reset()
         self._found, self._target, self._draw = self._prepared(support, task, objects)
+
+    @property
+    def follows(self) -> bool:
+        """Whether what it says of a frame depends on those before."""
+        return self.segmenter.follows(self._view)
 
     @property
     def classes(self) -> tuple[ClassInfo, ...]:
@@ -91,30 +101,68 @@ class VideoSegmenter:
         """Segment another task from the next frame on; nothing changes where this one cannot be used.
 
         support, task: one of them, as when it was made.  objects: names of those wanted; all by default.
-        Returns the objects.  A ``run`` that has begun ends with what it began with.
+        Returns the objects.  A ``run`` that has begun ends with what it began with.  What was remembered is forgotten:
+        it was of other objects.
         """
         self._found, self._target, self._draw = self._prepared(support, task, objects)
+        self.reset()
         return self.classes
 
-    def step(self, frame: np.ndarray) -> FrameResult:
-        """Segment one frame ``(H, W, 3)`` uint8."""
-        return next(self.run([frame]))
+    def reset(self) -> None:
+        """Forget the frames so far: the next one begins another video.  A ``run`` that has begun keeps its memory."""
+        self._runner = self.segmenter.runner(self._size, view=self._view)
 
-    def run(self, frames: Iterable[np.ndarray]) -> Iterator[FrameResult]:
-        """Segment frames ``(H, W, 3)`` uint8 in batches, one result a frame in order; only one batch is in memory."""
-        found, target, draw = self._found, self._target, self._draw
+    def step(self, frame: np.ndarray, labels: np.ndarray | None = None) -> FrameResult:
+        """Segment one frame ``(H, W, 3)`` uint8.
+
+        labels: its true label map ``(H, W)``, values as in the label files; of methods with ``needs.first_label``
+        alone, and once: the first frame whose labels show an object is what the frames after it follow, those before it
+        are empty.
+        """
+        return next(self.run([frame], {} if labels is None else {0: labels}))
+
+    def run(
+        self, frames: Iterable[np.ndarray], labels: Mapping[int, np.ndarray] | None = None
+    ) -> Iterator[FrameResult]:
+        """Segment frames ``(H, W, 3)`` uint8 in batches, one result a frame in order; only one batch is in memory.
+
+        labels: as of ``step``, by place among these ``frames``, counted from 0.
+        """
+        if labels and not self.segmenter.method.needs.first_label:
+            raise InputError(f"true labels of a frame for {self.segmenter.config.method}", "no labels: it needs none")
+        return self._run(frames, labels or {}, self._runner, self._found, self._target, self._draw)
+
+    def _run(
+        self,
+        frames: Iterable[np.ndarray],
+        labels: Mapping[int, np.ndarray],
+        runner: Any,
+        found: Supports,
+        target: Target,
+        draw: tuple[int, ...],
+    ) -> Iterator[FrameResult]:
         shown = named.painted(target.classes)
-        for job in self._runner.run((self._open(frame, draw) for frame in frames), target):
-            made = job.prediction(target.classes, self._largest)
-            labels = made.labels[0]
-            areas = tuple(int(np.isin(labels, info.values).sum()) for info in shown)
-            used = () if found.bank is None else tuple(found.bank.ids[i] for i in sorted(job.chosen) or draw)
-            yield FrameResult(labels, target.classes, areas, used, made.seconds)
 
-    def _open(self, frame: np.ndarray, draw: tuple[int, ...]) -> Any:
+        def jobs() -> Iterator[Any]:
+            for place, frame in enumerate(frames):
+                if place in labels and runner.begun:
+                    raise InputError("labels of a second frame", "one labelled frame a video", "Call reset() before it")
+                yield self._open(frame, labels.get(place), draw)
+
+        for job in runner.frames(jobs(), target):
+            made = job.prediction(target.classes, self._largest)
+            painted = made.labels[0]
+            areas = tuple(int(np.isin(painted, info.values).sum()) for info in shown)
+            used = () if found.bank is None else tuple(found.bank.ids[i] for i in sorted(job.chosen) or draw)
+            yield FrameResult(painted, target.classes, areas, used, made.seconds, job.quality)
+
+    def _open(self, frame: np.ndarray, labels: np.ndarray | None, draw: tuple[int, ...]) -> Any:
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise InputError(f"a frame {frame.shape} of {frame.dtype}", "(H, W, 3) of uint8, as io.open_video gives")
-        return self.segmenter.open(self.id, as_image(frame, self.segmenter.config.data.spacing), None, draw)
+        truth = None if labels is None else as_labels(labels)
+        if truth is not None and truth.shape != (1, *frame.shape[:2]):
+            raise InputError(f"labels of the size {truth.shape[1:]} for a frame of {frame.shape[:2]}", "the same size")
+        return self.segmenter.open(self.id, as_image(frame, self.segmenter.config.data.spacing), truth, draw)
 
     def _prepared(
         self, support: Any, task: str | None, objects: Sequence[str] | None
@@ -131,7 +179,7 @@ class VideoSegmenter:
 
 
 def require_frames(segmenter: Segmenter) -> None:
-    """InputError for a method that does not segment single frames on its own."""
+    """InputError for a method that cannot segment the frames of a video on its own."""
     needs, name = segmenter.method.needs, segmenter.config.method
     for needed, what in (
         (needs.points, "is prompted with points"),
@@ -139,4 +187,6 @@ def require_frames(segmenter: Segmenter) -> None:
         (needs.volumes, "sees volumes"),
     ):
         if needed:
-            raise InputError(f"a video for {name}, which {what}", "a method of single images, e.g. proxy_prompt")
+            raise InputError(
+                f"a video for {name}, which {what}", "a method of single images or videos, e.g. proxy_prompt"
+            )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,10 @@ from samsans.inference import provenance
 from samsans.inference.banks import Supports
 from samsans.inference.choosing import Choose
 from samsans.inference.folders import Item, open_manifest
-from samsans.inference.manifest import Manifest, Record, hash_files
+from samsans.inference.following import shows
+from samsans.inference.manifest import Manifest, Record, hash_files, hash_values
 from samsans.inference.video import FrameResult, VideoSegmenter, require_frames
-from samsans.io.video import Video, is_video, open_video
+from samsans.io.video import Video, by_number, is_video, numbered, open_video
 from samsans.io.video_output import LabelFrames, write_overlay
 from samsans.types import Case, Progress, VideoCase
 
@@ -34,11 +36,13 @@ class Source:
     """A video to segment.
 
     id: what it is called, a path below the output without suffix.  files: what it is made of.  open: gives its frames.
+    labels: by number, ascending, what reads the true label map ``(H, W)`` of each annotated frame.
     """
 
     id: str
     files: tuple[Path, ...]
     open: Callable[[], Video] = field(compare=False)
+    labels: Mapping[int, Callable[[], np.ndarray]] = field(default_factory=dict, compare=False)
 
     @property
     def shown(self) -> str:
@@ -63,8 +67,31 @@ def sources_of(dataset: Dataset) -> list[Source]:
         part = VideoCase(video.id, video.patient, video.path, frames)
         single = video.path.is_file() or not frames
         files = (video.path,) if single else tuple(cases[id].images[0] for id in frames.values())
-        sources.append(Source(video.id, files, lambda part=part: dataset.open_video(part)))  # type: ignore[misc]
+        drawn = {n: cases[id] for n, id in sorted(frames.items()) if cases[id].labels}
+        labels = {n: lambda case=case: dataset.read_labels(case).array[0] for n, case in drawn.items()}  # type: ignore[misc]
+        sources.append(Source(video.id, files, lambda part=part: dataset.open_video(part), labels))  # type: ignore[misc]
     return sources
+
+
+def with_labels(sources: Sequence[Source], labels: str | Path) -> list[Source]:
+    """The videos with the true label maps of a folder, ``labels/VIDEO/000012.png``: the number is the frame's.
+
+    Of one video the label maps may also lie directly in it, or be one file.  InputError where a video has none.
+    """
+    given, found = Path(labels), []
+    for source in sources:
+        own = given / source.id
+        if own.is_dir():
+            files = numbered(own)
+        elif len(sources) == 1 and given.exists():
+            files = numbered(given) if given.is_dir() else by_number([given])
+        else:
+            raise InputError(
+                f"no label maps at {own}", f"a folder for {source.id}, of label maps named by frame number"
+            )
+        read = {n: lambda file=file: io.read_labels(file).array[0] for n, file in sorted(files.items())}  # type: ignore[misc]
+        found.append(replace(source, labels=read))
+    return found
 
 
 def find_videos(
@@ -120,6 +147,7 @@ def predict_videos(
     support: Any = None,
     task: str | None = None,
     objects: Sequence[str] | None = None,
+    labels: str | Path | None = None,
     seed: int | None = None,
     batch_size: int | None = None,
     view: str | None = None,
@@ -133,15 +161,18 @@ def predict_videos(
 
     Also writes ``classes.json``, ``manifest.json`` and ``config.yaml``; with ``overlay`` the video with its objects,
     ``VIDEO.mp4``.  However long a video is, one batch of frames is in memory.  Run again, frames that are there and
-    were made from the same bytes in the same way are not segmented again.
+    were made from the same bytes in the same way are not segmented again; of a method that follows objects, a video of
+    which some are missing is begun anew.
 
     Args:
-        segmenter: What to segment with: a method of single images.
+        segmenter: What to segment with: a method of single images, or one that follows objects.
         sources: The videos.
         out: Folder to write.
         support: As in ``Segmenter.predict``; encoded once.
         task: As in ``Segmenter.predict``.
         objects: Names of the objects wanted; all by default.
+        labels: Of methods that are shown the objects in one frame: the true label maps, see ``with_labels``; by default
+            those of the data set.  The first that shows an object is taken.
         seed: Of the draws of supports, one a video; the run's by default.
         batch_size: Frames a batch.
         view: As in ``Segmenter.predict``.
@@ -162,6 +193,12 @@ def predict_videos(
         raise InputError(f"the output {out} is named like a file", "a folder, label maps are written there")
     require_frames(segmenter)
     _require_apart(sources, out)
+    if labels is not None and not segmenter.method.needs.first_label:
+        raise InputError(f"{segmenter.config.method} was given true masks", "no labels: it needs no prompt")
+    sources = sources if labels is None else with_labels(sources, labels)
+    for source in sources if segmenter.method.needs.first_label else ():
+        if not source.labels:
+            raise segmenter.no_truth(source.id)
     found = segmenter.supports(support, task, batch_size)
     seed = segmenter.seed(seed)
     shared = {"view": view, "largest_component": largest_component, "choose": choose}
@@ -175,6 +212,7 @@ def predict_videos(
         "inputs": [s.shown for s in sources],
         "out": str(out),
         "support": found.source or None,
+        "labels": str(labels or "") or None,
         "overlay": overlay,
     }
     io.write_text(out / "config.yaml", provenance.resolved(call | options | {"overwrite": overwrite}, segmenter))
@@ -220,12 +258,15 @@ def _predict(
 ) -> None:
     """Segment the frames of one video that are not there yet."""
     sha256, beside = hash_files(source.files), (f"{source.id}.mp4",) if overlay else ()
+    labels = _first_label(model, source)
+    for number, label in labels.items():
+        sha256 = hash_values(sha256, number, label.shape, hashlib.sha256(label.astype(np.int64).tobytes()).hexdigest())
     old = manifest.records.get(source.id)
     same = old is not None and old.sha256 == sha256 and not overwrite
-    seconds: dict[str, float] = dict(old.seconds) if old is not None and same else {}
     for file in old.beside if old is not None and not same else ():
         (manifest.folder / file).unlink(missing_ok=True)  # the overlay of other bytes
-    used: set[str] = set(old.supports) if old is not None and same else set()
+    seconds: dict[str, float] = {}
+    used: set[str] = set()
 
     def record() -> None:
         order = () if found.bank is None else tuple(id for id in found.bank.ids if id in used)
@@ -236,6 +277,10 @@ def _predict(
         LabelFrames(manifest.folder, source.id, model.classes, overwrite=not same) as frames,
     ):
         todo = [number for number in video.numbers if number not in frames.done]
+        if todo and model.follows:  # what was remembered of the frames that are there is gone
+            todo = list(video.numbers)
+        elif same and old is not None:
+            seconds, used = dict(old.seconds), set(old.supports)
         complete = same and not todo and all((manifest.folder / file).is_file() for file in beside)
         if complete and frames.table.is_file():
             frames.finish()
@@ -244,10 +289,15 @@ def _predict(
         record()  # what is half done can be told from what was made of other bytes
         manifest.save()
         done = video.count - len(todo)
-        for number, result in _results(model, video, todo):
+        for number, result in _results(model, video, todo, labels):
             start = time.perf_counter()
             frames.write(
-                number, result.labels, name=video.name(number), seconds=video.seconds(number), areas=result.areas
+                number,
+                result.labels,
+                name=video.name(number),
+                seconds=video.seconds(number),
+                quality=result.quality,
+                areas=result.areas,
             )
             for part, value in (*result.seconds.items(), ("write", time.perf_counter() - start)):
                 seconds[part] = seconds.get(part, 0.0) + value
@@ -261,8 +311,27 @@ def _predict(
         record()
 
 
-def _results(model: VideoSegmenter, video: Video, todo: Sequence[int]) -> Iterator[tuple[int, FrameResult]]:
-    """Number and result of the frames ``todo``, ascending."""
+def _first_label(model: VideoSegmenter, source: Source) -> dict[int, np.ndarray]:
+    """By its number the label map of the first frame that shows an object, of methods that need one; else empty.
+
+    InputError where there is none.
+    """
+    if not model.segmenter.method.needs.first_label:
+        return {}
+    for number, read in source.labels.items():
+        label = read()
+        if shows(label, model.segmenter.classes):
+            return {number: label}
+    raise model.segmenter.no_truth(source.id)
+
+
+def _results(
+    model: VideoSegmenter, video: Video, todo: Sequence[int], labels: Mapping[int, np.ndarray]
+) -> Iterator[tuple[int, FrameResult]]:
+    """Number and result of the frames ``todo``, ascending; ``labels`` by number."""
+    strange = [number for number in labels if number not in video.numbers]
+    if strange:
+        raise InputError(f"labels of frame {strange[0]} of {video.path}", "the number of one of its frames")
     wanted, numbers = set(todo), deque[int]()
 
     def images() -> Iterator[np.ndarray]:
@@ -271,5 +340,6 @@ def _results(model: VideoSegmenter, video: Video, todo: Sequence[int]) -> Iterat
                 numbers.append(number)
                 yield image
 
-    for result in model.run(images()):
+    placed = {place: labels[number] for place, number in enumerate(todo) if number in labels}
+    for result in model.run(images(), placed):
         yield numbers.popleft(), result

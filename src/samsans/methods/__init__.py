@@ -26,10 +26,11 @@ class Method(Protocol):
     the epochs passed (a float) and the used share of the run, for losses that change; ``begin(stage, augmented)``:
     called when training begins a stage or goes on with it, and whether images are changed at random; and ``views``:
     names of other answers, those of its stages beginning with ``stage``, one of which ``predict(batch, support,
-    view=name)`` then gives instead.  One that prompts itself may have ``explain(batch)``: the ``Outputs`` of MaskSAM,
-    prompts included.  One whose ``needs.samples`` is true has ``sample(batch, seeds, count)``: ``(B, K, N, S, S)``
-    float32 logits of ``count`` answers, those of an image drawn from its own seed alone, whatever else is in the batch;
-    its configuration has ``samples``, the draws of a validation.
+    view=name)`` then gives instead, and ``own_view``, the one it gives by itself (the first, where it does not say).
+    One that prompts itself may have ``explain(batch)``: the ``Outputs`` of MaskSAM, prompts included.  One whose
+    ``needs.samples`` is true has ``sample(batch, seeds, count)``: ``(B, K, N, S, S)`` float32 logits of ``count``
+    answers, those of an image drawn from its own seed alone, whatever else is in the batch; its configuration has
+    ``samples``, the draws of a validation.
 
     One whose ``needs.points`` is true answers to ``Batch.points``.  It may judge points by a prior first: then it has
     ``distil(logits, points)``, from the saliency and the points given on the slices of a volume to those to be shown
@@ -44,9 +45,10 @@ class Method(Protocol):
     slices once when such a stage begins or is resumed, so that nothing it depends on may be trained in that stage.
 
     One that follows objects from frame to frame has ``follows(view=None)``, whether that answer (its own, or one of
-    ``views``) depends on the frames before, and ``follow(objects, support=None, view=None) -> Follower``.  It is then
-    shown the frames of a video in order, and a volume from one slice outwards, the other slices being frames; an image
-    is a video of one frame, for which ``predict`` gives the same.
+    ``views``) depends on the frames before, and ``follow(objects, support=None, view=None) -> Follower``; what may be
+    ``support`` is what ``predict`` takes for one image.  It is then shown the frames of a video in order, and a volume
+    from one slice outwards, the other slices being frames; an image is a video of one frame, for which ``predict``
+    gives the same.
 
     Where ``needs.exclusive`` is true, logits are relative to background: ``Z_k - Z_0`` of a softmax over the N + 1
     classes.
@@ -78,6 +80,7 @@ class Follower(Protocol):
         """``(1, N, S, S)`` float32 logits of the next frame, a batch of one.
 
         ``batch.masks``: what is true of this frame, of methods with ``needs.first_label`` and on that frame alone.
+        A follower may have ``quality``: ``(N,)`` the IoU it predicts for the frame it saw last, NaN where it does not.
         """
         ...
 

@@ -63,6 +63,7 @@ class HSam(nn.Module):
         classes, width, mode = objects + 1, backbone.channels, config.cmattn.mode
         self.config, self.backbone, self.timer = config, backbone, Timer()
         self.views = ("stage1",) if config.stages == 1 else ("stage1", "stage2", "logit_mean", "prob_mean")
+        self.own_view = "stage1" if config.stages == 1 else config.ensemble
         self.epoch = 0
         decoder, dense = backbone.take_decoder()
         self.stage1 = ClassDecoder(decoder, classes, config.order)
