@@ -84,10 +84,12 @@ def prompt_of(mask: Tensor, kind: str) -> ObjectPrompt:
 def centre_point(mask: Tensor) -> Tensor:
     """``(2,)`` float32 x, y: the pixel of a mask ``(H, W)`` bool that is farthest from all pixels outside.
 
-    What lies beyond the image is outside; of several the first, row by row (our decision).
+    What lies beyond the image is outside; of several the one nearest to the mean of all these, and of several such the
+    first, row by row (our decision).
     """
     depth = ndimage.distance_transform_edt(np.pad(mask.cpu().numpy(), 1))[1:-1, 1:-1]
-    row, column = np.unravel_index(depth.argmax(), depth.shape)
+    farthest = np.argwhere(depth == depth.max())
+    row, column = farthest[np.square(farthest - farthest.mean(0)).sum(1).argmin()]
     return torch.tensor([float(column), float(row)], device=mask.device)
 
 
