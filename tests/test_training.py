@@ -306,6 +306,32 @@ def test_samed_schedule_to_the_published_digits(total: int, wanted: dict[int, fl
     assert learning_rate(cold, Position(step=2), 2 / total) == pytest.approx((1 - 1 / total) ** 0.9)
 
 
+def test_halving_after_every_ten_epochs_of_a_stage() -> None:
+    """As the library's own step decay, stepped once an epoch; each stage begins anew."""
+    config = make_config(lr=0.8, warmup=0, schedule="halving", epochs=35).train
+    duration = Duration.of(config, (Stage("first", (), 0.2), Stage("second", ())), [3, 7])
+    weight = torch.nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([weight], lr=0.8)
+    theirs, wanted = torch.optim.lr_scheduler.StepLR(optimizer, 10, 0.5), []
+    for _ in range(31):
+        wanted += [optimizer.param_groups[0]["lr"]] * 7
+        optimizer.step()
+        theirs.step()
+    places = [Position(step=19 + i, stage=1, stage_step=19, stage_epoch=19 / 3) for i in range(31 * 7)]
+    rates = [learning_rate(config, at, duration.used(at), duration.stage_epochs(at)) for at in places]
+    assert rates == pytest.approx(wanted)
+    assert [rates[epoch * 7] for epoch in (0, 9, 10, 20, 30)] == pytest.approx([0.8, 0.8, 0.4, 0.2, 0.1])
+    assert rates[69:71] == pytest.approx([0.8, 0.4])
+    warm = dataclasses.replace(config, warmup=4)
+    assert learning_rate(warm, places[1], 0.5, 0.0) == pytest.approx(0.4)
+
+
+def test_a_run_halves_by_its_epochs(tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=12, schedule="halving", warmup=0, lr=0.05)
+    rates = [float(row["lr"]) for row in read(tmp_path / "run" / "log.csv")]
+    assert rates == pytest.approx([0.05] * 30 + [0.025] * 6)  # three steps an epoch
+
+
 def test_stopping_at_an_epoch_leaves_the_schedule_alone(tmp_path: Path) -> None:
     options: dict[str, Any] = {"epochs": 5, "schedule": "samed", "lr": 0.05}
     train(tmp_path / "whole", **options)

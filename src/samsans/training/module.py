@@ -56,7 +56,8 @@ class StageModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         at, duration = self.session.position, self.session.duration
         config = self.session.config.train
-        lr = learning_rate(config, at, duration.used(at, whole_epochs=config.schedule == "poly_epoch"))
+        used = duration.used(at, whole_epochs=config.schedule == "poly_epoch")
+        lr = learning_rate(config, at, used, duration.stage_epochs(at))
         set_learning_rate(self.optimizers(use_pl_optimizer=False), lr)  # type: ignore[arg-type]
         self.session.row = {"step": at.step + 1, "stage": self.stage.name, "lr": lr}
         if hasattr(self.method, "schedule"):

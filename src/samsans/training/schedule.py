@@ -13,6 +13,7 @@ from samsans.config import TrainConfig
 from samsans.errors import InputError
 from samsans.types import Stage
 
+HALVED_AFTER = 10  # epochs, of the schedule ``halving``
 IMPROVEMENT = 1e-4  # of the lowest validation loss, that a lower one must exceed: PyTorch's threshold
 
 
@@ -103,7 +104,11 @@ class Duration:
 
     def epochs(self, at: Position) -> float:
         """Epochs passed, of every stage its own."""
-        return at.stage_epoch + (at.step - at.stage_step) / self.epoch[at.stage]
+        return at.stage_epoch + self.stage_epochs(at)
+
+    def stage_epochs(self, at: Position) -> float:
+        """Epochs passed of the present stage."""
+        return (at.step - at.stage_step) / self.epoch[at.stage]
 
     def stage_end(self, at: Position) -> float:
         """Where the run leaves the present stage, in steps or seconds: at its end, or at the run's."""
@@ -177,12 +182,13 @@ def require_usable(config: TrainConfig) -> None:
         )
 
 
-def learning_rate(config: TrainConfig, at: Position, used: float) -> float:
+def learning_rate(config: TrainConfig, at: Position, used: float, epochs: float = 0.0) -> float:
     """Learning rate of the next step: a linear warm-up over the stage's first steps, times the schedule.
 
     ``used`` is the used share of the stage; cosine and poly (power 0.9) reach zero at its end.  ``poly_epoch`` is poly
-    where ``used`` is by whole epochs (see ``Duration.used``; by the clock it is poly itself).  ``plateau``: times its
-    factor for every cut so far (see ``follow``).  ``samed``: with ``s``
+    where ``used`` is by whole epochs (see ``Duration.used``; by the clock it is poly itself).  ``halving``: halved
+    after every ten of the ``epochs`` that passed of the stage, which no other schedule reads (Med-SA's step decay).
+    ``plateau``: times its factor for every cut so far (see ``follow``).  ``samed``: with ``s``
     steps done, ``W`` of warm-up and ``T`` of the whole stage, ``s / W`` (the first step as the second), then
     ``(1 - (s - 1 - W) / T) ** 0.9``, which ends above zero (section 13 of the specification; ``s / T`` is ``used``,
     so that it also follows the clock).
@@ -192,6 +198,7 @@ def learning_rate(config: TrainConfig, at: Position, used: float) -> float:
     warm = min(1.0, (at.step - at.stage_step + 1) / config.warmup) if config.warmup > 0 else 1.0
     decay = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * used)), "poly": (1 - used) ** 0.9}
     decay["poly_epoch"] = decay["poly"]
+    decay["halving"] = 0.5 ** (epochs // HALVED_AFTER)
     decay["plateau"] = config.plateau_factor**at.cuts
     return config.lr * warm * decay[config.schedule]
 
