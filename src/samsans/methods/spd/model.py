@@ -5,7 +5,6 @@ Read top to bottom: encode, judge, distil, decode; losses of the two stages; ans
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from samsans.methods.spd import losses
 from samsans.methods.spd.config import LOW_TAU, SpdConfig, check
 from samsans.methods.spd.distiller import Distiller
 from samsans.methods.spd.head import SaliencyHead
+from samsans.methods.thaw import train_decoder
 from samsans.ops.timing import Timer
 from samsans.types import Batch, Embedding, Needs, ParamGroup, Stage
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 SALIENCY, DECODER, TUNING = "saliency", "decoder", "tuning"  # names of the stages
 ABSENT = -20.0  # logit everywhere of a slice that is not decoded: no prompt, no object
-IDLE = re.compile(r"iou_prediction_head|output_hypernetworks_mlps\.[1-9]")  # of the decoder: no mask depends on it
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,7 @@ class Spd(nn.Module):
         super().__init__()
         self.backbone, self.config, self.timer = backbone, config, Timer()
         whole = not backbone.frozen
-        for name, parameter in backbone.model.named_parameters():
-            if name.startswith("mask_decoder."):
-                parameter.requires_grad_(not IDLE.search(name))
-            elif not name.startswith("vision_encoder."):
-                parameter.requires_grad_(whole and _prompts(name, config.rejected_as_negative))
+        train_decoder(backbone, *(_vectors(config.rejected_as_negative) if whole else ()))
         self.head: SaliencyHead | None = None
         if config.distill != "none":
             self.head = SaliencyHead(backbone.channels, config.head, config.head_bias)
@@ -322,10 +317,9 @@ def given_points(batch: Batch) -> tuple[Tensor, ...]:
     return batch.points
 
 
-def _prompts(name: str, negatives: bool) -> bool:
-    """Whether a parameter outside encoder and decoder takes part in prompts of points."""
-    used = r"no_mask_embed|not_a_point_embed|point_embed\.1" + (r"|point_embed\.0" if negatives else "")
-    return bool(re.fullmatch(rf"prompt_encoder\.({used})\.weight", name))
+def _vectors(negatives: bool) -> tuple[str, ...]:
+    """The vectors of the prompt encoder that prompts of points are made with."""
+    return ("no_mask_embed", "not_a_point_embed", "point_embed.1", *(("point_embed.0",) if negatives else ()))
 
 
 def build(config: RunConfig, objects: tuple[str, ...]) -> Spd:
