@@ -367,7 +367,7 @@ def test_a_run_from_random_weights_needs_no_equal_draw(tmp_path: Path) -> None:
     assert all(torch.equal(value, state[name]) for name, value in first.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["spd", "p2sam", "samed"])
+@pytest.mark.parametrize("name", ["spd", "p2sam", "samed", "medsa"])
 def test_what_was_trained_of_published_weights_is_read_again(name: str, tmp_path: Path) -> None:
     """Also where SAM's own decoder is trained: the hash is that of the weights as they were loaded."""
     network().save_pretrained(tmp_path / "base")
