@@ -400,6 +400,7 @@ def test_train_predict_task_evaluate_and_video(tmp_path: Path) -> None:
     pair = ":".join(str(path) for path in support)
     done("predict", run, "-i", image, "-o", tmp_path / "a", "--support", pair, "--task", "mine", "--device", "cpu")
     done("predict", run, "-i", image, "-o", tmp_path / "b", "--task", "mine", "--device", "cpu")
+    done("predict", run, "-i", image, "-o", tmp_path / "c", "--choose", "similar", "--device", "cpu")
     first, again = (io.read_labels(tmp_path / o / f"{id}.png").array for o in "ab")
     assert np.array_equal(first, again)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from samsans.errors import InputError
-from samsans.methods.episodes import fingerprint, visible_tokens
+from samsans.methods.episodes import fingerprint, to_tokens, visible_tokens
 from samsans.methods.persam.mixture import learn_mixture, mix
 from samsans.methods.persam.prior import extremes, guidance, likeness, masked_means
 from samsans.methods.persam.support import Concept, PersamBank
@@ -51,6 +51,8 @@ class Persam(Untrained):
             means=masked_means(embedding.features, batch.masks),
             present=present,
             mixture=torch.full((*present.shape, 2), 1 / 3, device=present.device),
+            keys=to_tokens(embedding.features).float(),
+            visible=visible_tokens(batch, self.backbone.grid),
             objects=batch.objects,
             ids=batch.ids,
             weights=self.fingerprint(),

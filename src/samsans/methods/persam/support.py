@@ -20,6 +20,8 @@ class PersamBank(Bank):
     means: ``(K, N, C)`` float32, the mean feature under each mask, 0 where the pair does not show the object.
     present: ``(K, N)`` bool, whether it does.
     mixture: ``(K, N, 2)`` float32, PerSAM-F: weights of SAM's first two masks, learned on the pair; else a third.
+    keys: ``(K, T, C)`` float32 support features, and visible: ``(K, T)`` bool, which of them are image and not padding:
+    for choosing pairs that look like a target, no more.
     """
 
     format: ClassVar[str] = "samsans-persam-1"
@@ -27,6 +29,8 @@ class PersamBank(Bank):
     means: Tensor
     present: Tensor
     mixture: Tensor
+    keys: Tensor
+    visible: Tensor
 
 
 @dataclass(frozen=True)
