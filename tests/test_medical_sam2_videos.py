@@ -1,0 +1,126 @@
+"""Medical SAM 2 in videos: which frames are remembered, how they are read, and that memory does not grow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medical_sam2_tools import CHANNELS, SIDE, batch, eager, make, part, target
+from samsans.backbones.sam2_video import ABSENT, Found, Memory, Tracker
+from samsans.methods.episodes import upsample
+from samsans.methods.medical_sam2.config import BANKS
+from samsans.methods.medical_sam2.model import MedicalSam2
+from samsans.methods.medical_sam2.sorting import SortedTracker, least_telling
+from samsans.types import Batch, Embedding
+
+
+@pytest.fixture(scope="module")
+def method() -> MedicalSam2:
+    return eager()
+
+
+# -- sorted memory ----------------------------------------------------------------------------------------------------
+
+
+def test_the_memory_that_tells_least_by_hand() -> None:
+    memories = torch.tensor([[1.0, 0], [0, 2], [3, 0.1]])
+    assert least_telling(memories, torch.ones(3)) == 2  # like the first, and a little like the second
+    assert least_telling(memories, torch.tensor([0.5, 1, 1])) == 0
+    assert least_telling(memories, torch.tensor([1, 0.4, 1])) == 1
+    assert least_telling(torch.ones(3, 4), torch.ones(3)) == 0  # the oldest of equals
+
+
+def test_frames_are_kept_by_confidence_and_read_by_likeness(method: MedicalSam2) -> None:
+    tracker = SortedTracker(method.backbone, 1, size=2, min_confidence=0.5, gate=True)
+    maps = torch.eye(3)[:, :, None, None]  # three frames that have nothing in common
+
+    def see(frame: int, image: torch.Tensor, memory: list[float], iou: float = 1.0, score: float = 1.0) -> None:
+        kept = Memory(frame, torch.tensor(memory), torch.zeros(CHANNELS))
+        none = torch.zeros(1)
+        found = Found(none, torch.tensor(score), torch.tensor(iou), none, none, prompted=False)
+        tracker.keep(0, kept, found, Embedding(image))
+
+    see(0, maps[:1], [1.0, 0])
+    see(1, maps[1:2], [0.0, 1], iou=0.4)  # not sure enough
+    see(2, maps[1:2], [0.0, 1], score=-1)  # not there
+    see(3, maps[1:2], [0.0, 1])
+    assert [one.memory.frame for one in tracker.best[0]] == [0, 3]
+    for here, order in ((maps[:1], [0, 3]), (maps[1:2], [3, 0]), (maps[1:2] + 0.1 * maps[:1], [3, 0])):
+        recalled = tracker.recall(0, Embedding(here))
+        assert [(one.memory.frame, one.place, one.age) for one in recalled] == [(order[0], 1, 1), (order[1], 2, 2)]
+    branch = tracker.branch()
+    see(4, maps[2:], [0.1, 1], iou=0.9)  # much like frame 3, and less sure
+    assert [one.memory.frame for one in tracker.best[0]] == [0, 3]
+    see(5, maps[2:], [-1.0, 0])  # unlike both: frame 0 or 3 goes, and of these two the one in between
+    assert [one.memory.frame for one in tracker.best[0]] == [0, 5]
+    assert [one.memory.frame for one in branch.best[0]] == [0, 3]
+
+
+# -- videos -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", BANKS)
+def test_the_first_frame_is_an_image_and_views_are_banks(method: MedicalSam2, view: str) -> None:
+    bank, film = method.encode_support(batch(2)), target(3)
+    still = method.predict(film, bank, view=view)
+    follower = method.follow(("a", "b"), bank, view)
+    frames = []
+    for i in range(3):
+        frames.append(follower.step(Batch(film.images[i : i + 1], None, ("x",), ("a", "b"))))
+        assert follower.quality is not None
+        assert follower.quality.shape == (2,)
+        assert ((follower.quality >= 0) & (follower.quality <= 1)).all()
+    torch.testing.assert_close(frames[0], still[:1], rtol=0, atol=1e-5)
+    independent = bool((torch.cat(frames) - still).abs().max() < 1e-4)
+    assert independent == (view == "none") == (not method.follows(view))
+
+
+def test_recent_is_sam2s_own_bank_beside_the_templates(method: MedicalSam2) -> None:
+    bank, film = method.encode_support(batch(1)), target(3)
+    follower = method.follow(("a", "b"), bank, "recent")
+    tracker = Tracker(method.backbone, 2, frames=6, multimask=False, gate=False)
+    templates = method.templates(bank.spatial[None], bank.pointers[None])
+    for i in range(3):
+        want = tracker.step(film.images[i], proxy=templates)
+        got = follower.step(Batch(film.images[i : i + 1], None, ("x",), ("a", "b")))
+        assert torch.equal(got, upsample(want.logits[None], SIDE))
+
+
+@pytest.mark.parametrize("view", ["sorted", "recent"])
+def test_objects_in_a_video_do_not_meddle_and_branches_neither(method: MedicalSam2, view: str) -> None:
+    pairs, film = batch(1), target(3)
+    steps = [Batch(film.images[i : i + 1], None, ("x",), ("a", "b")) for i in range(3)]
+    follower = method.follow(("a", "b"), method.encode_support(pairs), view)
+    together = [follower.step(steps[0])]
+    branch = follower.branch()
+    together += [follower.step(one) for one in steps[1:]]
+    assert all(torch.equal(branch.step(one), want) for one, want in zip(steps[1:], together[1:], strict=True))
+    for n in range(2):
+        alone = method.follow(("a",), method.encode_support(part(pairs, slice(None), slice(n, n + 1))), view)
+        for one, want in zip(steps, together, strict=True):
+            torch.testing.assert_close(alone.step(one)[0, 0], want[0, n], rtol=0, atol=1e-4)
+
+
+def test_memory_does_not_grow(method: MedicalSam2) -> None:
+    follower = method.follow(("a", "b"), method.encode_support(batch(1)))
+    assert isinstance(follower.tracker, SortedTracker)
+    sizes = []
+    for i in range(12):
+        follower.step(target(seed=i))
+        sizes.append([len(kept) for kept in follower.tracker.best])
+        assert not any(len(kept) for kept in (*follower.tracker.recent, *follower.tracker.conditioning))
+    assert sizes[4:] == [[5, 5], *[[6, 6]] * 7]
+
+
+def test_unsure_frames_and_absent_objects() -> None:
+    unsure = make(model__min_confidence=1.0).eval()
+    bank, film = unsure.encode_support(batch(1)), target(3)
+    follower = unsure.follow(("a", "b"), bank)
+    frames = [follower.step(Batch(film.images[i : i + 1], None, ("x",), ("a", "b"))) for i in range(3)]
+    torch.testing.assert_close(torch.cat(frames), unsure.predict(film, bank), rtol=0, atol=1e-4)
+    gated = make(model__gate_by_object_score=True).eval()
+    with torch.no_grad():
+        gated.backbone.model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(-100)
+    bank = gated.encode_support(batch(1))
+    assert (gated.predict(film, bank) == ABSENT).all()
+    assert (gated.follow(("a", "b"), bank).step(target()) == ABSENT).all()
