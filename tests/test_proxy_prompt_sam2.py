@@ -9,68 +9,19 @@ from typing import Any
 import pytest
 import torch
 
+from proxy_sam2 import SIDE, SMALL, batch, make, rand, read, spread, target
 from samsans import config as configuration
 from samsans.backbones.sam2_network import sine_positions
-from samsans.backbones.sam2_video import Tracker
 from samsans.errors import InputError
-from samsans.methods import build
 from samsans.methods.proxy_prompt.memory import PromptMemory
 from samsans.methods.proxy_prompt.model import ProxyPrompt
 from samsans.methods.proxy_prompt.pairs import read_pairs, segment_draws
-from samsans.methods.proxy_prompt.support import SupportBank
 from samsans.types import Batch, Embedding
-
-SIDE = 128  # an 8 x 8 grid: four prompt tokens
-SMALL = {
-    "backbone.name": "sam2-tiny-test",
-    "backbone.input_size": SIDE,
-    "backbone.train": "lora",
-    "model.csm.encoder.dim": 32,
-    "model.csm.encoder.depth": 1,
-    "model.ccm.ffn": 32,
-    "model.scan": "chunked",
-}
-
-
-def make(**options: Any) -> ProxyPrompt:
-    preset = options.pop("preset", "paper")
-    settings = SMALL | {key.replace("__", "."): value for key, value in options.items()}
-    return build(configuration.from_dict(settings, method="proxy_prompt", preset=preset), ("a", "b"))
-
-
-def rand(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def batch(images: int = 4, objects: int = 2, seed: int = 0) -> Batch:
-    masks = rand(images, objects, SIDE, SIDE, seed=seed + 1) > 0.5
-    ids = tuple(f"image{i}" for i in range(images))
-    return Batch(rand(images, 3, SIDE, SIDE, seed=seed), masks, ids, tuple("abcdef"[:objects]))
-
-
-def target(images: int = 1, seed: int = 9) -> Batch:
-    return Batch(rand(images, 3, SIDE, SIDE, seed=seed), None, tuple("xyz"[:images]), ("a", "b"))
-
-
-def spread(method: ProxyPrompt) -> ProxyPrompt:
-    """Random LoRA: at the start B is zero and the adapters do nothing."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in method.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1, generator=generator)
-    return method
 
 
 @pytest.fixture(scope="module")
 def method() -> ProxyPrompt:
     return spread(make()).eval()
-
-
-def read(method: ProxyPrompt, images: torch.Tensor, bank: SupportBank) -> tuple[Embedding, torch.Tensor, torch.Tensor]:
-    embedding = method.backbone.encode(images)
-    tokens, context = method.prompt(embedding.features, bank.keys, bank.values)
-    return embedding, tokens, context
 
 
 # -- the prompt as memory ---------------------------------------------------------------------------------------------
@@ -132,15 +83,6 @@ def test_several_objects_and_images_equal_single_runs(method: ProxyPrompt) -> No
             torch.testing.assert_close(single[0, 0], together[b, n], rtol=0, atol=1e-5)
     assert (together[0, 0] - together[0, 1]).abs().max() > 1e-4
     assert (together[0] - together[1]).abs().max() > 1e-4
-
-
-@torch.no_grad()
-def test_a_still_image_equals_the_first_frame_of_a_video(method: ProxyPrompt) -> None:  # check 22
-    embedding, tokens, context = read(method, target().images, method.encode_support(batch(2)))
-    assert method.memory is not None
-    tracker = Tracker(method.backbone, 2, multimask=False, gate=False)
-    frame = tracker.step(embedding, proxy=method.memory.proxy(method.backbone, tokens))
-    torch.testing.assert_close(frame.logits, method.decode(embedding, tokens, context)[0], rtol=0, atol=1e-5)
 
 
 # -- banks and tasks --------------------------------------------------------------------------------------------------
@@ -230,6 +172,8 @@ def test_leave_one_out_equals_supports_without_the_target(method: ProxyPrompt) -
         {"model__mem_map": "linear"},
         {"model__mem_map": "linear", "model__mem_pos": "sine16"},
         {"model__mem_pos": "sine16"},
+        {"model__memory_mode": "proxy_plus_bank"},
+        {"model__memory_mode": "proxy_first_frame"},
         {"model__direct": True},
         {"model__ccm__enabled": False},
     ],
@@ -275,18 +219,9 @@ def test_twenty_steps_of_training_fall() -> None:
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["proxy_plus_bank", "proxy_first_frame"])
-def test_memories_of_other_frames_need_frames(mode: str) -> None:
-    videos = make(model__memory_mode=mode).eval()
-    bank = videos.encode_support(batch(2))
-    with pytest.raises(InputError, match=rf"memory_mode {mode} for a still image.*frames of a video"):
-        videos.predict(target(), bank)
-    with pytest.raises(InputError, match="memory_mode proxy_only"):
-        videos(batch(2))
-
-
 @pytest.mark.parametrize(
-    ("name", "value"), [("mem_map", "linear"), ("mem_pos", "sine16"), ("memory_mode", "proxy_plus_bank")]
+    ("name", "value"),
+    [("mem_map", "linear"), ("mem_pos", "sine16"), ("memory_mode", "proxy_plus_bank"), ("gate_by_object_score", True)],
 )
 def test_sam_has_no_memory(name: str, value: str) -> None:
     with pytest.raises(InputError, match=rf"model.{name} {value} for tiny.*a SAM 2"):

@@ -52,12 +52,14 @@ class ObjectPrompt:
 class Proxy:
     """A prompt in the place of memories, for every object: ``(M, N, 64)`` tokens and positions.
 
-    places: the first so many are places, whole grids; the others are none.
+    places: the first so many are places, whole grids; the others are none.  dense: ``(N, C, g, g)``, what the decoder
+    is told beside them, instead of that there is no mask.
     """
 
     tokens: Tensor
     positions: Tensor | None = None
     places: int = 0
+    dense: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -259,9 +261,10 @@ class Tracker:
             tokens = torch.cat([extra[: proxy.places], tokens, extra[proxy.places :]])
             positions = torch.cat([where[: proxy.places].to(positions), positions, where[proxy.places :].to(positions)])
             pointers += len(extra) - proxy.places
+        dense = sam2.dense_default() if proxy is None or proxy.dense is None else proxy.dense[list(group)]
         index = torch.arange(len(group), device=tokens.device)
         seen = sam2.conditioned(embedding, torch.zeros_like(index), tokens, positions, pointers)
-        empty = Prompt(sam2.no_tokens(len(group)), sam2.dense_default(), index)
+        empty = Prompt(sam2.no_tokens(len(group)), dense, index)
         if self.multimask:
             reading = sam2.read(seen, empty, slice(1, None)).best()
         else:

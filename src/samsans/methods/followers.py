@@ -25,13 +25,14 @@ class TrackedVideo:
         tell: What the tracker is told of a frame beside its embedding: the options of ``Tracker.step``, given the
             batch of the frame, its embedding, and whether it is the first.
         timer: Of the method.
+        judged: Whether the predicted IoU is one that was learnt, and may be told.
     """
 
     quality: Tensor | None = None
-    """``(N,)`` predicted IoU in the frame seen last, NaN of objects that are not known."""
+    """``(N,)`` predicted IoU in the frame seen last, NaN of objects that are not known; ``None``: not to be told."""
 
-    def __init__(self, tracker: Tracker, tell: Tell, timer: Timer) -> None:
-        self.tracker, self.tell, self.timer = tracker, tell, timer
+    def __init__(self, tracker: Tracker, tell: Tell, timer: Timer, judged: bool = True) -> None:
+        self.tracker, self.tell, self.timer, self.judged = tracker, tell, timer, judged
 
     @torch.no_grad()
     def step(self, batch: Batch) -> Tensor:
@@ -43,10 +44,11 @@ class TrackedVideo:
     @torch.no_grad()
     def see(self, batch: Batch, embedding: Embedding) -> Tensor:
         """``step`` of a frame that is encoded already."""
-        with self.timer("decode"):
+        with self.timer("prompt"):
             told = self.tell(batch, embedding, self.tracker.index == 0)
+        with self.timer("decode"):
             found = self.tracker.step(embedding, **told)
-            self.quality = found.iou
+            self.quality = found.iou if self.judged else None
             return upsample(found.logits[None], batch.images.shape[-1])
 
     def branch(self) -> Self:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+MemoryMode = Literal["proxy_only", "proxy_plus_bank", "proxy_first_frame"]
+MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
 
 
 @dataclass
@@ -101,7 +104,10 @@ class ProxyPromptConfig:
             learned map to one (decision D-13).
         mem_pos: SAM 2: positions of the prompt as memory: none, or sine16, where its tokens lie in their 16 x 16 grid.
         memory_mode: SAM 2: what is remembered: proxy_only, the prompt alone; in videos also proxy_plus_bank, beside
-            SAM 2's own memories, or proxy_first_frame, on the first frame alone (decision D-14).
+            SAM 2's own memories, or proxy_first_frame, on the first frame alone (decision D-14).  Nothing is trained of
+            memories of other frames; still images are the same in every mode.
+        gate_by_object_score: SAM 2: leave an object out of the images where its score says that it is not there
+            (decision D-15).
         scan: Selective scan: auto, cpp, triton, chunked or sequential (decision D-34).
     """
 
@@ -115,7 +121,8 @@ class ProxyPromptConfig:
     mask_contrast: float = 0.0
     mem_map: Literal["split", "linear"] = "split"
     mem_pos: Literal["none", "sine16"] = "none"
-    memory_mode: Literal["proxy_only", "proxy_plus_bank", "proxy_first_frame"] = "proxy_only"
+    memory_mode: MemoryMode = "proxy_only"
+    gate_by_object_score: bool = False
     scan: Literal["auto", "cpp", "triton", "chunked", "sequential"] = "auto"
 
 

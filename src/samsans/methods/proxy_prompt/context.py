@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from samsans.errors import InputError
 from samsans.ops import selective_scan
+
+if TYPE_CHECKING:
+    from samsans.methods.proxy_prompt.config import ProxyPromptConfig
 
 CONTEXT_ENCODERS = {
     "vim": "samsans.methods.proxy_prompt.context:VisionMamba",
@@ -36,6 +39,29 @@ def build_context_encoder(name: str, *, grid: int, patch: int, **options: Any) -
     module, _, attribute = CONTEXT_ENCODERS[name].partition(":")
     encoder: nn.Module = getattr(importlib.import_module(module), attribute)(grid=grid, patch=patch, **options)
     return encoder
+
+
+def context_encoder_of(config: ProxyPromptConfig, grid: int, patch: int) -> nn.Module:
+    """The encoder that ``config.csm.encoder`` describes; only Vision Mamba has sizes to choose."""
+    encoder = config.csm.encoder
+    if encoder.name == "resnet50":
+        return build_context_encoder("resnet50", grid=grid, patch=patch)
+    if encoder.name == "vit_b":
+        return build_context_encoder("vit_b", grid=grid, patch=patch, checkpoint=encoder.checkpointing)
+    return build_context_encoder(
+        "vim",
+        grid=grid,
+        patch=patch,
+        dim=encoder.dim,
+        depth=encoder.depth,
+        d_state=encoder.d_state,
+        d_conv=encoder.d_conv,
+        expand=encoder.expand,
+        cls=encoder.cls,
+        drop_path=encoder.drop_path,
+        checkpoint=encoder.checkpointing,
+        scan=config.scan,
+    )
 
 
 def _check_input(x: Tensor, channels: int, side: int) -> None:

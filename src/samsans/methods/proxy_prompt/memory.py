@@ -24,14 +24,13 @@ class PromptMemory(nn.Module):
         grid: g of the backbone; there are ``(g / 4)^2`` prompt tokens, row by row.
         channels: C.
         config: ``mem_map``: each token cut in C / 64 that follow each other, or mapped by a learned layer to one.
-            ``mem_pos``: what is added to them as keys.  ``memory_mode``: what else is remembered, in videos.
+            ``mem_pos``: what is added to them as keys.
     """
 
     positions: Tensor
 
     def __init__(self, grid: int, channels: int, config: ProxyPromptConfig) -> None:
         super().__init__()
-        self.mode = config.memory_mode
         self.parts = channels // MEMORY if config.mem_map == "split" else 1
         self.map = nn.Linear(channels, MEMORY) if config.mem_map == "linear" else nn.Identity()
         positions = torch.zeros((grid // 4) ** 2, MEMORY)
@@ -44,28 +43,22 @@ class PromptMemory(nn.Module):
         tokens: Tensor = self.map(prompts)
         return tokens.unflatten(2, (self.parts, MEMORY)).flatten(1, 2).transpose(0, 1)
 
-    def proxy(self, sam2: Sam2, prompts: Tensor) -> Proxy:
-        """The prompts ``(N, T / 16, C)`` of N objects in one frame, for a ``Tracker``.
+    def proxy(self, sam2: Sam2, prompts: Tensor, dense: Tensor | None = None) -> Proxy:
+        """The prompts ``(N, T / 16, C)`` of N objects in one frame, for a ``Tracker``; ``dense`` ``(N, C, g, g)``.
 
-        Beside a bank of other memories they are where a pointer of this very frame would be (decision D-14).
+        They are where a pointer of this very frame would be (decision D-14): of use beside other memories alone, since
+        one vector added to all keys changes nothing.
         """
-        positions = self.positions
-        if self.mode == "proxy_plus_bank":
-            positions = positions + sam2.pointer_positions(torch.zeros(1, device=positions.device))
-        return Proxy(self.tokens(prompts), positions)
+        here = sam2.pointer_positions(torch.zeros(1, device=self.positions.device))
+        return Proxy(self.tokens(prompts), self.positions + here, dense=dense)
 
     def forward(self, sam2: Sam2, embedding: Embedding, prompt: Prompt) -> tuple[Embedding, Prompt]:
-        """What SAM 2's decoder is given for P prompts about B still images, all in one memory attention.
+        """What SAM 2's decoder is given for P prompts about B still images, all in one memory attention: the prompt is
+        all that there is to remember, whatever ``memory_mode`` says.
 
         Returns an embedding of P "images", each having read its own prompt, and P prompts that say nothing more than
         ``prompt.dense``.  Where B is 1 its high resolution features are shared.
         """
-        if self.mode != "proxy_only":
-            raise InputError(
-                f"model.memory_mode {self.mode} for a still image",
-                "the frames of a video, which have something to remember",
-                "Train and segment single images with model.memory_mode proxy_only",
-            )
         memory, count = self.tokens(prompt.sparse), len(prompt.sparse)
         seen = sam2.conditioned(embedding, prompt.image_index, memory, self.positions, pointers=len(memory))
         own = torch.arange(count, device=memory.device)
@@ -76,8 +69,9 @@ def memory_of(backbone: Sam | Sam2, config: ProxyPromptConfig) -> PromptMemory |
     """The way into a SAM 2; ``None`` for a SAM, whose decoder reads the prompt itself."""
     if isinstance(backbone, Sam2):
         return PromptMemory(backbone.grid, backbone.channels, config)
-    asked = {"mem_map": config.mem_map, "mem_pos": config.mem_pos, "memory_mode": config.memory_mode}
-    for name, value in asked.items():
-        if value not in ("split", "none", "proxy_only"):
+    standard = type(config)()
+    for name in ("mem_map", "mem_pos", "memory_mode", "gate_by_object_score"):
+        value = getattr(config, name)
+        if value != getattr(standard, name):
             raise InputError(f"model.{name} {value} for {backbone.name}, which has no memory", "a SAM 2")
     return None

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samsans.backbones import Sam, Sam2, add_lora, load_backbone, merge_lora
+from samsans.backbones.sam2_video import ABSENT, Tracker
 from samsans.errors import InputError
 from samsans.methods.episodes import episode, fingerprint, to_tokens, upsample, visible_tokens
+from samsans.methods.followers import TrackedVideo
 from samsans.methods.proxy_prompt.bridge import Bridge
 from samsans.methods.proxy_prompt.ccm import Ccm
-from samsans.methods.proxy_prompt.config import ProxyPromptConfig
-from samsans.methods.proxy_prompt.context import build_context_encoder
+from samsans.methods.proxy_prompt.config import MODES, ProxyPromptConfig
+from samsans.methods.proxy_prompt.context import context_encoder_of
 from samsans.methods.proxy_prompt.memory import memory_of
 from samsans.methods.proxy_prompt.selective import mean_readout, selective_readout
 from samsans.methods.proxy_prompt.support import SupportBank
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from samsans.config import RunConfig
 
 Choose = Callable[[Tensor], Sequence[SupportBank]]
+Support = SupportBank | Sequence[SupportBank] | Choose
 
 CELLS = 4
 """Mask cells a side of a token that the direct path reads: the resolution of the decoder's output."""
@@ -70,7 +73,7 @@ class ProxyPrompt(nn.Module):
             )
         self.config, self.backbone, self.timer = config, backbone, Timer()
         self._fingerprint: str | None = None
-        self.context_encoder = _context_encoder(config, grid, backbone.patch)
+        self.context_encoder = context_encoder_of(config, grid, backbone.patch)
         self.bridge = Bridge(
             channels,
             int(self.context_encoder.out_channels),  # type: ignore[arg-type]
@@ -92,6 +95,8 @@ class ProxyPrompt(nn.Module):
         )
         self.direct = nn.Conv2d(channels + CELLS * CELLS, channels, 1) if config.direct else None
         self.memory = memory_of(backbone, config)
+        self.views: tuple[str, ...] = () if self.memory is None else MODES
+        self.own_view = None if self.memory is None else config.memory_mode
 
     # -- supports: nothing here depends on a target -------------------------------------------------------------------
 
@@ -179,22 +184,31 @@ class ProxyPrompt(nn.Module):
         context = context.unflatten(2, (n, -1)).transpose(1, 2).flatten(0, 1).to(query.dtype)
         return self.ccm(query, context[..., : self.backbone.channels]), context
 
-    def decode(self, embedding: Embedding, tokens: Tensor, context: Tensor) -> Tensor:
+    def decode(self, embedding: Embedding, tokens: Tensor, context: Tensor, gate: bool = False) -> Tensor:
         """``(B, N, 4g, 4g)`` logits: the prompt enters SAM's decoder as sparse tokens (decisions D-11, D-12).
 
-        In SAM 2 it is what the memory attention reads, and the decoder gets the empty prompt (decision D-13).
+        In SAM 2 it is what the memory attention reads, and the decoder gets the empty prompt (decision D-13); ``gate``:
+        objects that it says are not there have no pixels (decision D-15).
         """
-        batch, _, g, _ = embedding.features.shape
-        n = len(tokens) // batch
-        dense = self.backbone.dense_default()
-        if self.direct is not None:
-            dense = dense + self.direct(context.transpose(1, 2).unflatten(2, (g, g)))
+        batch, n = len(embedding.features), len(tokens) // len(embedding.features)
         image = torch.arange(batch, device=tokens.device).repeat_interleave(n)
-        prompt = Prompt(tokens, dense, image)
-        if self.memory is not None:
-            embedding, prompt = self.memory(self.backbone, embedding, prompt)
-        logits = self.backbone.decode(embedding, prompt).logits
-        return logits[:, 0].unflatten(0, (batch, n))
+        prompt = Prompt(tokens, self._dense(context), image)
+        if self.memory is None or not isinstance(self.backbone, Sam2):
+            logits = self.backbone.decode(embedding, prompt).logits[:, 0]
+        else:
+            seen, empty = self.memory(self.backbone, embedding, prompt)
+            reading = self.backbone.read(seen, empty, slice(0, 1))
+            logits = reading.logits[:, 0]
+            if gate:
+                logits = logits.where(reading.scores[:, None, None] > 0, ABSENT)
+        return logits.unflatten(0, (batch, n))
+
+    def _dense(self, context: Tensor) -> Tensor:
+        """What the decoder is told densely of P prompts: ``(P, C, g, g)`` on the direct path, else ``(1, C, g, g)``."""
+        dense = self.backbone.dense_default()
+        if self.direct is None:
+            return dense
+        return dense + self.direct(context.transpose(1, 2).unflatten(2, dense.shape[2:]))
 
     def forward(self, batch: Batch) -> Output:
         """Leave-one-out episodes (section 4.2): every target reads all other images of the batch as its supports."""
@@ -250,28 +264,59 @@ class ProxyPrompt(nn.Module):
         return {"loss": total, **parts}
 
     @torch.no_grad()
-    def predict(self, batch: Batch, support: SupportBank | Sequence[SupportBank] | Choose | None = None) -> Tensor:
-        """``(B, N, S, S)`` float32 logits of N objects for every image.
+    def predict(self, batch: Batch, support: Support | None = None, view: str | None = None) -> Tensor:
+        """``(B, N, S, S)`` float32 logits of N objects for every image; the same in every ``view``.
 
         ``support`` is one bank, or one for each image, or what chooses one for each by its features ``(B, C, g, g)``.
         """
-        if support is None:
-            raise InputError("Proxy Prompt was given no support pairs", "a SupportBank from encode_support")
         with self.timer("encode"):
             embedding = self.backbone.encode(batch.images)
         with self.timer("prompt"):
-            support = support(embedding.features) if callable(support) else support
-            if isinstance(support, SupportBank):
-                tokens, context = self._read_bank(embedding.features, support)
-            else:
-                each = zip(embedding.features.split(1), support, strict=True)
-                parts = [self._read_bank(features, bank) for features, bank in each]
-                tokens, context = (torch.cat(part) for part in zip(*parts, strict=True))
+            tokens, context = self._read_support(embedding.features, support)
         with self.timer("decode"):
-            return upsample(self.decode(embedding, tokens, context), batch.images.shape[-1]).float()
+            logits = self.decode(embedding, tokens, context, gate=self.config.gate_by_object_score)
+            return upsample(logits, batch.images.shape[-1]).float()
 
-    def _read_bank(self, features: Tensor, bank: SupportBank) -> tuple[Tensor, Tensor]:
-        return self.prompt(features, bank.keys, bank.values, visible=bank.visible)
+    def _read_support(self, features: Tensor, support: Support | None) -> tuple[Tensor, Tensor]:
+        """``prompt`` of images ``(B, C, g, g)`` from what is told as ``support``."""
+        if support is None:
+            raise InputError("Proxy Prompt was given no support pairs", "a SupportBank from encode_support")
+        banks = support(features) if callable(support) else support
+        if isinstance(banks, SupportBank):
+            return self.prompt(features, banks.keys, banks.values, visible=banks.visible)
+        each = zip(features.split(1), banks, strict=True)
+        tokens, context = zip(*(self._read_support(one, bank) for one, bank in each), strict=True)
+        return torch.cat(tokens), torch.cat(context)
+
+    # -- videos -------------------------------------------------------------------------------------------------------
+
+    def follows(self, view: str | None = None) -> bool:
+        """Whether an answer depends on the frames before: in the memory modes that have more than the prompt."""
+        return self.memory is not None and (view or self.config.memory_mode) != "proxy_only"
+
+    def follow(self, objects: Sequence[str], support: Support | None = None, view: str | None = None) -> TrackedVideo:
+        """A video of these objects, not yet begun; ``support`` as for one image, asked anew where it is prompted.
+
+        View proxy_plus_bank: every frame reads its own prompt beside SAM 2's memories.  proxy_first_frame: the first
+        one alone, which is a conditioning frame; from then on it is SAM 2 (decision D-14).  The mask is always the
+        single one, and its predicted IoU is not told: nothing teaches it here (decisions D-12, D-15).
+        """
+        memory, sam2 = self.memory, self.backbone
+        if memory is None or not isinstance(sam2, Sam2) or not self.follows(view):
+            raise InputError(
+                f"a video to follow with {view or self.config.memory_mode}", f"one of {', '.join(MODES[1:])}"
+            )
+        alone = (view or self.config.memory_mode) == "proxy_first_frame"
+
+        def tell(batch: Batch, embedding: Embedding, first: bool) -> Mapping[str, Any]:
+            if alone and not first:
+                return {}
+            tokens, context = self._read_support(embedding.features, support)
+            dense = None if self.direct is None else self._dense(context)
+            return {"proxy": memory.proxy(sam2, tokens, dense), "conditions": alone}
+
+        tracker = Tracker(sam2, len(objects), multimask=False, gate=self.config.gate_by_object_score)
+        return TrackedVideo(tracker, tell, self.timer, judged=False)
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -319,28 +364,6 @@ def _resemblance(prompts: Tensor) -> Tensor:
     flat = prompts.flatten(2).float()
     change = (flat - flat.roll(1, dims=1)).norm(dim=-1) / flat.norm(dim=-1).clamp_min(1e-6)
     return F.relu(1 - change).mean()
-
-
-def _context_encoder(config: ProxyPromptConfig, grid: int, patch: int) -> nn.Module:
-    encoder = config.csm.encoder
-    if encoder.name == "resnet50":
-        return build_context_encoder("resnet50", grid=grid, patch=patch)
-    if encoder.name == "vit_b":
-        return build_context_encoder("vit_b", grid=grid, patch=patch, checkpoint=encoder.checkpointing)
-    return build_context_encoder(
-        "vim",
-        grid=grid,
-        patch=patch,
-        dim=encoder.dim,
-        depth=encoder.depth,
-        d_state=encoder.d_state,
-        d_conv=encoder.d_conv,
-        expand=encoder.expand,
-        cls=encoder.cls,
-        drop_path=encoder.drop_path,
-        checkpoint=encoder.checkpointing,
-        scan=config.scan,
-    )
 
 
 def build(config: RunConfig, objects: tuple[str, ...]) -> ProxyPrompt:

@@ -58,7 +58,8 @@ def segment_draws(
         chosen = draws[start : start + TOGETHER]
         context = torch.cat([merge_partials([partials[i] for i in draw]).finish() for draw in chosen], dim=-1)
         tokens, context = method.color(embedding.features, context, n * len(chosen))
-        found.append(method.decode(embedding, tokens, context)[0].unflatten(0, (len(chosen), n)))
+        logits = method.decode(embedding, tokens, context, gate=method.config.gate_by_object_score)
+        found.append(logits[0].unflatten(0, (len(chosen), n)))
     logits = torch.cat(found).float()
     side = method.backbone.input_size
     return F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False)
