@@ -33,10 +33,13 @@ def compare(size: int, pairs: list[int], rounds: int) -> None:
             sam.decode(sam.encode(images), sam.embed_prompts(torch.zeros(1, dtype=torch.long), boxes=box))
 
     def bank(k: int) -> SupportBank:
-        keys = torch.randn(k, tokens, sam.channels, generator=draw)
-        values = torch.randn(k, tokens, 1, sam.channels, generator=draw)
         return SupportBank(
-            keys, values, torch.ones(k, tokens, dtype=torch.bool), ("object",), tuple(str(i) for i in range(k)), ""
+            keys=torch.randn(k, tokens, sam.channels, generator=draw),
+            values=torch.randn(k, tokens, 1, sam.channels, generator=draw),
+            visible=torch.ones(k, tokens, dtype=torch.bool),
+            objects=("object",),
+            ids=tuple(map(str, range(k))),
+            weights="",
         )
 
     banks = {f"K={k}": bank(k) for k in pairs}

@@ -161,8 +161,8 @@ class Ccm(nn.Module):
         """Prompt tokens from row-major streams.
 
         Args:
-            target: ``(P, T, C)`` features of each prompt's target; or ``(B, T, C)`` of B targets of as many prompts each,
-                which follow each other.
+            target: ``(P, T, C)`` features of each prompt's target; or ``(B, T, C)`` of B targets whose prompts, as many
+                of each, follow each other.
             context: ``(P, T, C)`` what was read from the supports.
 
         Returns:
