@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import samsans
+from samsans import cli, io
 from samsans import config as configuration
 from samsans.backbones.sam2_video import ABSENT
+from samsans.data.phantoms import write
 from samsans.errors import InputError
 from samsans.methods import build
 from samsans.methods.episodes import upsample
@@ -194,3 +199,26 @@ def test_it_trains_nothing_and_needs_the_truth_once() -> None:
         method.predict(frame(0))
     with pytest.raises(InputError, match="backbone of family sam"):
         build(configuration.from_dict({"backbone.name": "tiny"}, method="tracked"), OBJECTS)
+
+
+def test_the_commands_on_videos_and_a_volume(tmp_path: Path) -> None:
+    data = write("video", tmp_path / "data", n=2, size=64, difficulty=0.0)
+    tiny = ("--backbone", "sam2-tiny-test", "--model.prompt", "mask", "--data.path", data)
+    run = tmp_path / "run"
+    assert cli.main([str(part) for part in ("train", "tracked", data, "-o", run, *tiny)]) == 0
+    videos = ("-i", data, "--labels", data / "masks", "-o", tmp_path / "masks", "--video")
+    assert cli.main([str(part) for part in ("predict", run, *videos, "--device", "cpu")]) == 0
+    first, *others = sorted((data / "images/video-0000").glob("*.png"))
+    found = io.read_labels(tmp_path / "masks/video-0000" / first.name).array
+    truth = io.read_labels(data / "masks/video-0000" / first.name).array
+    assert (found > 0).sum() > 100
+    assert (found != truth).mean() < 0.05
+    assert all((tmp_path / "masks/video-0000" / frame.name).is_file() for frame in others)
+    model, labels = samsans.load(run, device="cpu"), np.zeros((4, 64, 64), np.uint8)
+    labels[1] = truth  # the slice that shows most, outwards from which the others are followed
+    labels[3, 30:34, 30:34] = 1
+    volume = np.stack([io.read_image(first).array[0]] * 4)
+    segmented = model.predict(volume, labels=labels).labels
+    assert (segmented[1] != truth).mean() < 0.05
+    with pytest.raises(InputError, match="has no true mask"):
+        model.predict(volume)

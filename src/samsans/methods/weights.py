@@ -14,13 +14,14 @@ from samsans.errors import InputError
 
 
 def trained_names(method: nn.Module) -> tuple[str, ...]:
-    """Every ``state_dict`` entry except the parameters that are frozen now.
+    """Every ``state_dict`` entry except the parameters that are frozen now; none where all parameters are.
 
     Ask a freshly built method: training stages freeze more for a while.
     """
-    frozen = {
-        name for name, parameter in method.named_parameters(remove_duplicate=False) if not parameter.requires_grad
-    }
+    parameters = dict(method.named_parameters(remove_duplicate=False))
+    frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
+    if len(frozen) == len(parameters):
+        return ()  # buffers alone, of a base as it was
     return tuple(name for name in method.state_dict() if name not in frozen)
 
 
