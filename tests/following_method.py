@@ -1,4 +1,4 @@
-"""A method that follows objects by their grey level, which may change from frame to frame, and tells what it was shown."""
+"""A method that follows objects by their grey level, which may change from frame to frame, and tells what it saw."""
 
 from __future__ import annotations
 
