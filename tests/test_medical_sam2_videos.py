@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+import samsans
 from medical_sam2_tools import CHANNELS, SIDE, batch, eager, make, part, target
+from samsans import cli, io
 from samsans.backbones.sam2_video import ABSENT, Found, Memory, Tracker
+from samsans.data.phantoms import write
 from samsans.methods.episodes import upsample
 from samsans.methods.medical_sam2.config import BANKS
 from samsans.methods.medical_sam2.model import MedicalSam2
@@ -124,3 +130,34 @@ def test_unsure_frames_and_absent_objects() -> None:
     bank = gated.encode_support(batch(1))
     assert (gated.predict(film, bank) == ABSENT).all()
     assert (gated.follow(("a", "b"), bank).step(target()) == ABSENT).all()
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_commands_on_images_videos_and_a_volume(tmp_path: Path) -> None:
+    data = write("video", tmp_path / "data", n=3, size=64, difficulty=0.0)
+    tiny = ("--backbone", "sam2-tiny-test", "--train.pictures_every", "0", "--train.accelerator", "cpu")
+    run, pair = tmp_path / "run", "{0}/images/video-0000/{1}:{0}/masks/video-0000/{1}"
+    episodes = ("--episodes.images", "2", "--episodes.targets", "1", "--split.test", "0.34")
+    train = ("train", "medical_sam2", data, "-o", run, "--steps", "2", *episodes, *tiny)
+    assert cli.main([str(part) for part in train]) == 0
+    assert {"loss", "dice", "bce", "iou", "there"} <= set((run / "log.csv").read_text().splitlines()[0].split(","))
+    film = data / "images/video-0001"
+    first = sorted((data / "images/video-0000").glob("*.png"))[0].name
+    asked = ("predict", run, "-i", film, "--support", pair.format(data, first), "--task", "head", "--device", "cpu")
+    assert cli.main([str(part) for part in (*asked, "-o", tmp_path / "video", "--video")]) == 0
+    assert (
+        cli.main([str(part) for part in ("predict", run, "-i", film, "-o", tmp_path / "still", "--task", "head")]) == 0
+    )
+    names = sorted(frame.name for frame in film.glob("*.png"))
+    for folder in (tmp_path / "video/video-0001", tmp_path / "still"):
+        assert sorted(frame.name for frame in folder.glob("*.png")) == names
+    model = samsans.load(run, device="cpu")
+    picture = io.read_image(film / names[0]).array[0].repeat(3, -1)  # in colour, slices are shown as images are
+    volume = np.stack([picture[::-1], picture, picture[:, ::-1]])
+    outwards = {view: model.predict(volume, task="head", view=view, probabilities=True) for view in BANKS}
+    assert not np.array_equal(outwards["sorted"].probabilities, outwards["none"].probabilities)
+    middle = model.predict(volume[1], task="head", probabilities=True)
+    for made in outwards.values():  # followed from the middle slice outwards, which is a still image
+        np.testing.assert_allclose(made.probabilities[:, 1], middle.probabilities[:, 0], atol=2e-3)
