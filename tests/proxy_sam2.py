@@ -34,10 +34,10 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def batch(images: int = 4, objects: int = 2, seed: int = 0) -> Batch:
-    masks = rand(images, objects, SIDE, SIDE, seed=seed + 1) > 0.5
+def batch(images: int = 4, objects: int = 2, seed: int = 0, side: int = SIDE) -> Batch:
+    masks = rand(images, objects, side, side, seed=seed + 1) > 0.5
     ids = tuple(f"image{i}" for i in range(images))
-    return Batch(rand(images, 3, SIDE, SIDE, seed=seed), masks, ids, tuple("abcdef"[:objects]))
+    return Batch(rand(images, 3, side, side, seed=seed), masks, ids, tuple("abcdef"[:objects]))
 
 
 def target(images: int = 1, seed: int = 9) -> Batch:
