@@ -130,6 +130,10 @@ def test_unsure_frames_and_absent_objects() -> None:
     bank = gated.encode_support(batch(1))
     assert (gated.predict(film, bank) == ABSENT).all()
     assert (gated.follow(("a", "b"), bank).step(target()) == ABSENT).all()
+    unlearned = make(model__scores=0.0).eval()
+    follower = unlearned.follow(("a", "b"), unlearned.encode_support(batch(1)))
+    follower.step(target())
+    assert follower.quality is None, "nothing taught this network from nothing to judge itself"
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------

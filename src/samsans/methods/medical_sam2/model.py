@@ -256,7 +256,7 @@ class MedicalSam2(nn.Module):
             one = self._banks(support, embedding.features)[0]
             return {"proxy": self.templates(one.spatial[None], one.pointers[None])}
 
-        return TrackedVideo(tracker, tell, self.timer)
+        return TrackedVideo(tracker, tell, self.timer, judged=config.scores > 0 or not self.backbone.from_scratch)
 
 
 def build(config: RunConfig, objects: tuple[str, ...]) -> MedicalSam2:
