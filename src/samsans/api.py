@@ -281,7 +281,7 @@ def _illustrate(predictions: Path, run: Path | None, data: DataConfig, count: in
 
     def draw(summary: Any, pairs: Any, objects: Any) -> list[Any]:
         segmenter = None if run is None else _reopen(run, manifest)
-        stages = () if segmenter is None else tuple(view for view in segmenter.views if view.startswith("stage"))
+        stages = () if segmenter is None else _stages(segmenter)
         own = None if segmenter is None else segmenter.own_view
         remark = _panel_remark(own, options.get("view"), there=run is not None)
 
@@ -307,6 +307,11 @@ def _illustrate(predictions: Path, run: Path | None, data: DataConfig, count: in
     return draw
 
 
+def _stages(segmenter: Segmenter) -> tuple[str, ...]:
+    """The views that are stages of the method, each a column of the panels."""
+    return tuple(view for view in segmenter.views if view.startswith("stage"))
+
+
 def _panel_remark(own: str | None, scored: str | None, *, there: bool) -> str:
     """What the caption says of the answers: which one is the run's own, and which one was scored."""
     if not there:
@@ -327,7 +332,7 @@ def _reopen(run: Path, manifest: Mapping[str, Any]) -> Segmenter:
         slice_axis=manifest.get("slice_axis"),
         via=manifest.get("backbone", {}).get("via"),
     )
-    if segmenter.views and (segmenter.weights_hash or None) != weights.get("sha256"):
+    if _stages(segmenter) and (segmenter.weights_hash or None) != weights.get("sha256"):
         raise InputError(
             f"the weights of {run} are not those that made the predictions", "the same weights", "Predict again"
         )
