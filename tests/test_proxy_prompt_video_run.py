@@ -16,7 +16,17 @@ from samsans.inference import Segmenter, VideoSegmenter, load
 from samsans.methods.proxy_prompt.config import MODES
 
 SMALL = ("--backbone", "sam2-tiny-test", "--input-size", "64", "--model.csm.encoder.dim", "32", "--train.accelerator")
-SMALLER = ("cpu", "--model.csm.encoder.depth", "1", "--model.ccm.ffn", "32", "--train.pictures_every", "0")
+SMALLER = (
+    "cpu",
+    "--model.scan",
+    "chunked",
+    "--model.csm.encoder.depth",
+    "1",
+    "--model.ccm.ffn",
+    "32",
+    "--train.pictures_every",
+    "0",
+)
 
 
 def run(*argv: object) -> int:
@@ -138,3 +148,12 @@ def test_a_run_with_its_own_mode(trained: Path, tmp_path: Path) -> None:
     assert not np.array_equal(logits_of(made, VideoSegmenter(made, view="proxy_only"), frames), own)
     volume = made.predict(np.stack(frames))  # slices outwards from the middle
     assert volume.labels.shape == (5, 64, 64)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_bfloat16_follows_nearly_alike(model: Segmenter, trained: Path, mode: str) -> None:
+    frames, half = film(trained), load(trained, device="cpu", precision="bf16")
+    want = logits_of(model, VideoSegmenter(model, view=mode, batch_size=1), frames)
+    made = logits_of(half, VideoSegmenter(half, view=mode, batch_size=1), frames)
+    assert np.isfinite(made).all()
+    assert 0 < np.abs(made - want).max() < 0.1 * np.abs(want).max()
