@@ -17,6 +17,7 @@ from samsans.methods.episodes import upsample
 from samsans.methods.medical_sam2.config import BANKS
 from samsans.methods.medical_sam2.model import MedicalSam2
 from samsans.methods.medical_sam2.sorting import SortedTracker, least_telling
+from samsans.methods.medical_sam2.support import TemplateBank
 from samsans.types import Batch, Embedding
 
 
@@ -105,6 +106,20 @@ def test_objects_in_a_video_do_not_meddle_and_branches_neither(method: MedicalSa
         alone = method.follow(("a",), method.encode_support(part(pairs, slice(None), slice(n, n + 1))), view)
         for one, want in zip(steps, together, strict=True):
             torch.testing.assert_close(alone.step(one)[0, 0], want[0, n], rtol=0, atol=1e-4)
+
+
+def test_templates_can_be_chosen_for_every_frame(method: MedicalSam2) -> None:
+    banks, asked = [method.encode_support(batch(1, seed=seed)) for seed in (1, 2)], []
+
+    def choose(features: torch.Tensor) -> list[TemplateBank]:
+        asked.append(features.shape)
+        return [banks[len(asked) > 1]]
+
+    follower = method.follow(("a", "b"), choose, "none")
+    frames = [follower.step(target()) for _ in range(2)]
+    assert asked == [(1, CHANNELS, 4, 4)] * 2
+    for frame, bank in zip(frames, banks, strict=True):
+        torch.testing.assert_close(frame, method.predict(target(), bank), rtol=0, atol=1e-5)
 
 
 def test_memory_does_not_grow(method: MedicalSam2) -> None:

@@ -44,6 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "scratch": {
         "backbone": {"name": "sam2-scratch", "train": "all"},
+        "model": {"k_test": 8},
         "episodes": {"images": 8, "targets": 8, "volume_supports": [], "synthetic": 0.3},
         "augment": {"flip": 0.5, "rotate": 15.0, "scale": 0.1, "intensity": 0.1},
         "train": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01, "schedule": "cosine", "warmup": 50},
