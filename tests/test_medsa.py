@@ -198,11 +198,31 @@ def test_a_batch_that_shows_nothing_teaches_nothing() -> None:
     assert (method.eval().predict(batch) == ABSENT).all()
 
 
-def test_learns() -> None:
-    method, batch = make("medsa", "box").train(), toy()
-    optimizer = optimizer_of(method, 3e-3)
-    losses = [step(method, batch, optimizer) for _ in range(25)]
-    assert losses[-1] < 0.75 * losses[0], losses
+@pytest.mark.parametrize(
+    ("options", "lr", "share"),
+    [({}, 3e-3, 0.75), ({"model__decoder": False, "model__ratio": 0.25}, 3e-2, 0.97)],
+    ids=["decoder", "adapters"],
+)
+def test_learns(options: dict[str, Any], lr: float, share: float) -> None:
+    """Also by its adapters alone, as far as the frozen random decoder lets them."""
+    method, batch = make("medsa", "box", **options).train(), toy()
+    optimizer = optimizer_of(method, lr)
+    losses = [step(method, batch, optimizer) for _ in range(30)]
+    assert losses[-1] < share * losses[0], losses
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_half_precision(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA here")
+    method, batch = stir(make("medsa", "box")).to(device), some_absent().to(device)
+    exact = method.predict(batch)
+    with torch.autocast(device, torch.bfloat16):
+        method.loss(method(batch), batch)["loss"].backward()
+        found = method.predict(batch)
+    assert found.dtype == torch.float32
+    assert float((found - exact).abs().max()) < 0.25 * float(exact[0].std())
+    assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
