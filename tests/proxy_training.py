@@ -19,6 +19,6 @@ def two_objects(folder: Path, n: int = 6) -> Path:
 def train_beside(data: Path, *options: object, steps: int = 2, test: float = 0.34) -> Path:
     """The run folder, beside ``data``, of a training of so many steps that holds out this share of the images."""
     out = data.parent / "run"
-    argv = ("train", "proxy_prompt", data, "-o", out, "--steps", steps, "--split.test", test, *options, *TINY, *SMALL)
+    argv = ("train", "proxy_prompt", data, "-o", out, "--steps", steps, "--split.test", test, *TINY, *SMALL, *options)
     assert cli.main([str(a) for a in argv]) == 0
     return out

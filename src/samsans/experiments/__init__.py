@@ -28,6 +28,7 @@ EXPERIMENTS = {
     "context-encoders": "samsans.experiments.context_encoders:context_encoders",
     "ablation": "samsans.experiments.ablation:ablation",
     "choosing": "samsans.experiments.choosing:choosing",
+    "memory": "samsans.experiments.memory:memory",
 }
 OWN_OPTIONS = {  # which only some experiments take
     "nnunet": ("python", "minutes", "threads", "mirror"),
@@ -35,6 +36,7 @@ OWN_OPTIONS = {  # which only some experiments take
     "ablation": ("table", "steps", "minutes", "also"),
     "grid": ("retrain", "steps", "minutes"),
     "relevance": ("unrelated",),
+    "stability": ("objects",),
 }
 
 
@@ -112,6 +114,7 @@ def add_arguments(parser: Any) -> None:
         "--also", type=str, nargs="+", metavar="MODALITY=DATA", help="ablation, strategies: further data sets"
     )
     parser.add_argument("--retrain", action="store_true", default=None, help="grid: train a network for every M")
+    parser.add_argument("--objects", nargs="+", metavar="NAME", help="stability: ask for these objects only")
     parser.add_argument("--unrelated", type=str, metavar="IMAGE:MASK", help="relevance: a pair of another modality")
 
 

@@ -21,10 +21,10 @@ from samsans.config import DataConfig, RunConfig
 from samsans.data.cases import case_of_slice
 from samsans.data.splits import Split
 from samsans.errors import InputError
-from samsans.experiments import Request
+from samsans.experiments import Request, held_out
 from samsans.experiments.draws import plain
 from samsans.experiments.published_proxy_prompt import published_lines, told
-from samsans.metrics.evaluate import Summary, evaluate
+from samsans.metrics.evaluate import Summary
 
 BOX = {"method": "prompted", "preset": "box"}
 LORA = {"backbone.train": "lora"}
@@ -226,16 +226,8 @@ def score(asked: Request, run: Path, name: str) -> Summary:
     dataset = asked.find(segmenter.classes)
     cases = asked.held_out(dataset)
     folder = asked.out / "masks" / name
-    segmenter.predict_folder(replace(dataset, cases=tuple(cases)), folder, seed=asked.seed, overwrite=True)
-    return evaluate(
-        folder,
-        cases,
-        asked.out / "reports" / name,
-        convention=asked.convention,
-        classes=dataset.classes,
-        seed=asked.seed,
-        slice_axis=segmenter.config.data.slice_axis,
-    )
+    held_out.segment(segmenter, dataset, cases, folder, seed=asked.seed)
+    return held_out.score(asked, segmenter, cases, folder, asked.out / "reports" / name, dataset.classes)
 
 
 def _parameters(run: Path) -> int:

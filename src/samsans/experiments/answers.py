@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from samsans import io
-from samsans.errors import InputError
 from samsans.experiments import Request
+from samsans.experiments.held_out import are_frames, by_video, score, segment
 from samsans.metrics import matching, panels
-from samsans.metrics.evaluate import Summary, evaluate
+from samsans.metrics.evaluate import Summary
 from samsans.metrics.pictures import Plate
 from samsans.types import Case
 
@@ -39,9 +39,11 @@ def side_by_side(
     own: str,
     segmenter: Segmenter,
     asked: Request,
+    *,
+    videos: bool = False,
 ) -> str:
     """Segment a run's held-out cases once an answer, score them by the default convention and by that
-    which is asked for.
+    which is asked for; frames of videos also by ``video``, see ``held_out.by_video``.
 
     Writes ``NAME.csv``, ``NAME.json``, ``NAME.md`` and ``panels.png``; the label maps are in ``masks/ANSWER``, a
     report for each table in ``reports/CONVENTION/ANSWER``.
@@ -53,6 +55,7 @@ def side_by_side(
         own: The answer that the run gives unasked; the panels are ranked by it.
         segmenter: The run, loaded.
         asked: Its seed is that of the draw of support pairs and of the intervals.
+        videos: Segment frames as videos whatever the answer.
 
     Returns:
         The tables as text: Dice and HD95 of every class and seconds a case, one column an answer.
@@ -67,20 +70,15 @@ def side_by_side(
     folders = {answer: out / "masks" / answer for answer in answers}
     seconds: dict[str, float] = {}
     for done, (answer, folder) in enumerate(folders.items(), start=1):
-        manifest = segmenter.predict_folder(dataset, folder, **answers[answer], seed=asked.seed, overwrite=True)
-        if manifest.failures:
-            raise InputError(f"cases that cannot be segmented: {manifest.failures}", "images that can be read")
-        seconds[answer] = sum(manifest.seconds[part] for part in TIMED) / len(dataset.cases)
+        options = {**answers[answer], "seed": asked.seed, "videos": videos}
+        manifest = segment(segmenter, dataset, dataset.cases, folder, **options)
+        made = len(list(io.find_images(folder))) if are_frames(dataset.cases) else len(dataset.cases)
+        seconds[answer] = sum(manifest.seconds.get(part, 0.0) for part in TIMED) / made
         for rule in rules:
-            found[rule][answer] = evaluate(
-                folder,
-                dataset.cases,
-                out / "reports" / rule / answer,
-                convention=rule,
-                classes=dataset.classes,
-                seed=asked.seed,
-                slice_axis=segmenter.config.data.slice_axis,
-            )
+            report = out / "reports" / rule / answer
+            found[rule][answer] = score(asked, segmenter, dataset.cases, folder, report, dataset.classes, rule)
+        if are_frames(dataset.cases):
+            found.setdefault("video", {})[answer] = by_video(found["default"][answer], dataset.cases)
         asked.tell(done, len(folders), answer)
     with io.atomic_path(out / panels.FILE) as temporary:
         temporary.write_bytes(_panels(found["default"], dataset.cases, folders, own, segmenter).png)

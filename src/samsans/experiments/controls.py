@@ -9,7 +9,7 @@ uses its supports is much better with the true ones than with any of these.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from samsans.data.splits import Split
 from samsans.errors import InputError
 from samsans.experiments import Request
 from samsans.experiments.draws import patients_first
+from samsans.experiments.held_out import segment
 from samsans.experiments.panel import draw_panel
 from samsans.metrics.evaluate import evaluate
 from samsans.types import Batch, Case, ClassInfo
@@ -86,7 +87,7 @@ def controls(asked: Request) -> str:
         if bank is None:
             _write_mean_mask(pool, dataset, shown, info, folder)
         else:
-            segmenter.predict_folder(replace(dataset, cases=tuple(shown)), folder, support=bank, overwrite=True)
+            segment(segmenter, dataset, shown, folder, support=bank)
         report = out / "reports" / info.name / arm.replace(" ", "_")
         found = evaluate(folder, shown, report, convention=asked.convention, classes=[info], seed=asked.seed)
         scores = found.classes[info.name]

@@ -6,7 +6,7 @@ A pair is encoded once, a target reads every pair once, and a draw is a merge of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,18 +63,38 @@ def encode(segmenter: Segmenter, batch: Batch) -> Any:
         return supports.encode(segmenter.method, batch, segmenter.device, segmenter.batch_size(None))
 
 
-def study(asked: Request, part: str = "train", run: Any = None) -> Study:
+def study(
+    asked: Request, part: str = "train", run: Any = None, *, objects: Sequence[str] = (), merging: bool = True
+) -> Study:
     """Open the run of a request (or ``run``), find its held-out cases and the slices of ``part`` that show an object.
 
+    Args:
+        asked: Whose run, data and seed.
+        part: Of the run's split.
+        run: Another run than the request's.
+        objects: Names of the only objects asked for; all by default.
+        merging: Read-outs of pairs are to be merged, which not every run allows.
+
     Raises:
-        InputError: the method takes no supports, the run holds nobody out, or there are no such slices.
+        InputError: the method takes no supports or does not merge their read-outs, the run holds nobody out, an object
+            is unknown, or there are no such slices.
     """
     from samsans.inference import load
 
     segmenter = load(asked.run_folder if run is None else run)
     if not segmenter.method.needs.supports:
         raise InputError(f"{segmenter.config.method} takes no support pairs", "a method that does: proxy_prompt")
+    if merging and not merges(segmenter):
+        mode = f" with model.memory_mode {segmenter.config.model.memory_mode}" if segmenter.follows(None) else ""
+        raise InputError(
+            f"a run of {segmenter.config.method}{mode}", "one of proxy_prompt that sees every slice by itself"
+        )
     dataset = asked.find(segmenter.classes)
+    if objects:
+        known = [info.name for info in dataset.classes]
+        if unknown := [name for name in objects if name not in known]:
+            raise InputError(f"objects {', '.join(unknown)}", f"some of {', '.join(known)}")
+        dataset = replace(dataset, classes=tuple(info for info in dataset.classes if info.name in objects))
     split = Split.load(asked.run_folder / "split.json")
     axis = segmenter.config.data.slice_axis
     slices = SliceDataset(dataset, getattr(split, part), segmenter.preprocess, slice_axis=axis)
@@ -83,6 +103,11 @@ def study(asked: Request, part: str = "train", run: Any = None) -> Study:
         raise InputError(f"no slice of the {part} part of {asked.run_folder} shows an object", "annotated images")
     order = patients_first(slices, [int(i) for i in shown])
     return Study(segmenter, dataset, slices, tuple(order), tuple(asked.held_out(dataset)))
+
+
+def merges(segmenter: Segmenter) -> bool:
+    """Whether a run reads every support pair by itself and every slice without those before it."""
+    return segmenter.config.method == "proxy_prompt" and not segmenter.follows(None)
 
 
 def patients_first(slices: SliceDataset, indices: Sequence[int]) -> list[int]:

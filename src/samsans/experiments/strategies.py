@@ -20,11 +20,10 @@ from samsans.data.episodes import plain_batch
 from samsans.data.slices import SliceDataset
 from samsans.data.splits import Split, make_split
 from samsans.errors import InputError
-from samsans.experiments import Request
+from samsans.experiments import Request, held_out
 from samsans.experiments.ablation import Scores, report, score, trained
 from samsans.experiments.draws import POOL, encode, patients_first
 from samsans.experiments.published_proxy_prompt import told
-from samsans.metrics.evaluate import evaluate
 from samsans.types import Case
 
 OWN = "own"  # the modality of the run's data set
@@ -158,17 +157,9 @@ def _group(
         bank = encode(segmenter, plain_batch(slices, patients_first(slices, shown)[:POOL]))
         cases = [merged.by_id(placed[source.name, case.id]) for case in _held_out(asked, source)]
         masks = asked.out / "masks" / name / source.name
-        segmenter.predict_folder(
-            replace(dataset, cases=tuple(cases)), masks, support=bank, seed=asked.seed, overwrite=True
-        )
-        summary = evaluate(
-            masks,
-            cases,
-            asked.out / "reports" / name / source.name,
-            convention=asked.convention,
-            classes=mine,
-            seed=asked.seed,
-        )
+        held_out.segment(segmenter, dataset, cases, masks, support=bank, seed=asked.seed)
+        report_folder = asked.out / "reports" / name / source.name
+        summary = held_out.score(asked, segmenter, cases, masks, report_folder, mine)
         found |= summary.classes
     return found
 
