@@ -77,6 +77,7 @@ class FollowRunner(Runner):
             yield job
 
     def _outwards(self, job: SliceJob, start: int, target: Target) -> None:
+        self._follower, self._chosen = None, frozenset()  # whatever an error left
         self._segment([(job, start)], target)
         back = self._follower.branch() if start else None
         for index in range(start + 1, job.depth):
@@ -84,7 +85,7 @@ class FollowRunner(Runner):
         self._follower = back
         for index in reversed(range(start)):
             self._segment([(job, index)], target)
-        self._follower, self._chosen = None, frozenset()
+        self._follower = None
 
     def _segment(self, waiting: Sequence[tuple[SliceJob, int]], target: Target) -> list[SliceJob]:
         finished = super()._segment(waiting, target)
