@@ -1,13 +1,15 @@
 """A frame of Proxy Prompt on SAM 2 relative to plain SAM 2, and whether memory grows with the length of a video.
 
     python benchmarks/video_speed.py --backbones sam2.1-hiera-tiny sam2-scratch --sizes 256 512 --rounds 5
+    python benchmarks/video_speed.py --backbones sam2.1-hiera-tiny sam2.1-hiera-large --sizes 256 1024 --count
     python benchmarks/video_speed.py --memory --frames 50 500
 
 Supports are encoded before, the prompt is the only memory (``memory_mode: proxy_only``).  The yardsticks, on the same
 random weights: plain SAM 2 on still images (encode, a box an object, decode), and plain SAM 2 that follows the object
 with a full memory bank, which it updates.  Ratios are medians over rounds of process CPU time of one thread, the
 variants taking turns; the parts are shares of a still image's time.  ``paper`` is the published prompt generator,
-``scratch`` the preset for small networks.
+``scratch`` the preset for small networks.  ``--count`` counts multiplications instead, of any size in a second: what a
+ratio cannot fall below while the result stays the same.
 
 Memory is that of a process after so many frames of 480 x 640 px through ``VideoSegmenter.step`` (Proxy Prompt), and
 through ``Tracker`` (plain SAM 2 with its bank), two objects, sam2-scratch at 128 px (Linux only).
@@ -28,12 +30,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from sam_speed import ratios
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from samsans import config as configuration
 from samsans import zoo
 from samsans.backbones.base import LoadReport
 from samsans.backbones.sam2 import Sam2
-from samsans.backbones.sam2_network import MEMORIES, POINTERS, build_sam2
+from samsans.backbones.sam2_network import MEMORIES, MEMORY, POINTERS, build_sam2
 from samsans.backbones.sam2_start import initialise_sam2
 from samsans.backbones.sam2_video import ObjectPrompt, Tracker
 from samsans.config import RunConfig
@@ -41,7 +45,7 @@ from samsans.inference import Segmenter
 from samsans.inference.video import VideoSegmenter
 from samsans.methods.proxy_prompt.model import ProxyPrompt
 from samsans.methods.proxy_prompt.support import SupportBank
-from samsans.types import Batch, ClassInfo
+from samsans.types import Batch, ClassInfo, Embedding, Prompt
 
 GOALS = {"still": 1.15}
 GROWTH = 8  # MiB from the shortest to the longest video; a frame is 0.9 MiB
@@ -140,6 +144,48 @@ def parts(method: ProxyPrompt, image: torch.Tensor, bank: SupportBank, still: Ca
     return f"K=1: {told}; still images: {rate:.2f} a second"
 
 
+@torch.no_grad()
+def work(name: str, preset: str, size: int, pairs: list[int]) -> None:
+    """Print the ratios by multiplications of matrix products and convolutions, one object, on tensors without data."""
+    with torch.device("meta"):
+        model = build_sam2(zoo.backbone_entry(name).architecture_for(size), size)
+        sam2 = Sam2(model, name=name, from_scratch=True, report=LoadReport("nothing", 0)).eval()
+        method = ProxyPrompt(sam2, settings(name, preset, size).model).eval()
+        grid, channels, tokens = sam2.grid, sam2.channels, sam2.grid**2
+        features, image = torch.zeros(1, channels, grid, grid), torch.zeros(1, 3, size, size)
+        fine, middle = (torch.zeros(1, channels // n, n // 2 * grid, n // 2 * grid) for n in (8, 4))
+        box = Prompt(torch.zeros(1, 3, channels), features, torch.zeros(1, dtype=torch.int64))
+        read = torch.zeros(1, tokens, channels + 16 * (method.direct is not None))
+        prompt = torch.zeros(tokens // 16 * channels // MEMORY, 1, MEMORY)
+        bank = torch.zeros(MEMORIES * tokens + POINTERS * channels // MEMORY, 1, MEMORY)
+        mask, there = torch.zeros(1, 1, 16 * grid, 16 * grid), torch.ones(1, dtype=torch.bool)
+        calls: dict[str, Callable[[], object]] = {
+            "encode": lambda: sam2.encode(image),
+            "decode": lambda: sam2.decode(Embedding(features, (fine, middle)), box),
+            "colorization": lambda: method.color(features, read, 1),
+            "memory attention": lambda: sam2.attend(features, prompt, pointers=len(prompt)),
+            "full bank": lambda: sam2.attend(features, bank, pointers=len(bank) - MEMORIES * tokens),
+            "memory encoder": lambda: sam2.remember(features, mask, there),
+        }
+        counted = {part: multiplications(call) for part, call in calls.items()}
+    counted["selective map, K=1"] = tokens**2 * (channels + read.shape[-1])
+    still = counted["encode"] + counted["decode"]
+    followed = still + counted["full bank"] + counted["memory encoder"]
+    where = f"{name} ({preset}) {size} px"
+    for k in pairs:
+        frame = still + counted["colorization"] + counted["memory attention"] + k * counted["selective map, K=1"]
+        print(f"{where}   K={k}  {frame / still:.2f} of still images, {frame / followed:.2f} of following", flush=True)
+    shares = ", ".join(f"{part} {count / still:.3f}" for part, count in counted.items())
+    print(f"{where}   still {still / 1e9:.2f} billion, following {followed / still:.2f}; {shares}", flush=True)
+
+
+def multiplications(call: Callable[[], object]) -> int:
+    """How many a call takes in matrix products and convolutions."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() // 2
+
+
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +256,7 @@ def main() -> None:
     parser.add_argument("--objects", type=int, nargs="+", default=[1], choices=[1, 2])
     parser.add_argument("--pairs", type=int, nargs="+", default=[1, 4], help="support pairs K")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds")
+    parser.add_argument("--count", action="store_true", help="count multiplications instead of time")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
     parser.add_argument("--frames", type=int, nargs="+", default=[50, 500], help="lengths of videos, for --memory")
     parser.add_argument("--run", choices=["VideoSegmenter", "Tracker"], help=argparse.SUPPRESS)
@@ -219,6 +266,9 @@ def main() -> None:
         run_frames(args.run, args.frames)
     elif args.memory:
         memory(args.frames)
+    elif args.count:
+        for name, preset, size in itertools.product(args.backbones, args.presets, args.sizes):
+            work(name, preset, size, args.pairs)
     else:
         for name, preset, size, objects in itertools.product(args.backbones, args.presets, args.sizes, args.objects):
             speed(name, preset, size, objects, args.pairs, args.rounds)

@@ -102,7 +102,7 @@ def ablation(
         except InputError as error:
             missing[name] = str(error)
         else:
-            sizes[name] = _parameters(run)
+            sizes[name] = trained_parameters(run)
         asked.tell(done, len(arms), name)
     if not found:
         raise InputError(f"no arm of {table} could be trained: {next(iter(missing.values()))}")
@@ -230,7 +230,7 @@ def score(asked: Request, run: Path, name: str) -> Summary:
     return held_out.score(asked, segmenter, cases, folder, asked.out / "reports" / name, dataset.classes)
 
 
-def _parameters(run: Path) -> int:
+def trained_parameters(run: Path) -> int:
     """How many parameters a run trained; 0 where it trained none."""
     file = run / "train.json"
     return int(json.loads(file.read_text(encoding="utf-8"))["parameters"]["trained"]) if file.is_file() else 0

@@ -14,6 +14,7 @@ from samsans import io
 from samsans.data.splits import Split
 from samsans.errors import InputError
 from samsans.experiments import Request
+from samsans.experiments.ablation import trained_parameters
 from samsans.experiments.draws import Study, merges, object_dice, patients_first, plain, score_draws, study
 from samsans.experiments.held_out import are_frames, score, segment, table, video_means
 from samsans.experiments.published_proxy_prompt import published_lines, told
@@ -78,7 +79,7 @@ def stability(asked: Request, objects: Sequence[str] = ()) -> str:
     io.write_json(asked.out / "stability.json", about | shared)
     _draw(this.objects, found, dice, asked.out / "stability.png")
     lines = [
-        *_about(this, part, names, patients),
+        *_about(this, part, part == "train" and bool(trained_parameters(asked.run_folder)), names, patients),
         *_table(this.objects, dice, iou),
         f"{'average':14}{_in_words(spread)}",
         *([] if pooled is None else [f"{'all frames alike, with those that show nothing':14}: {_in_words(pooled)}"]),
@@ -147,14 +148,14 @@ def _in_words(spread: dict[str, float]) -> str:
     )
 
 
-def _about(this: Study, part: str, names: Sequence[str], patients: Sequence[str]) -> list[str]:
-    """What was tested and with which pairs."""
+def _about(this: Study, part: str, learned: bool, names: Sequence[str], patients: Sequence[str]) -> list[str]:
+    """What was tested and with which pairs, whether the network has ``learned`` from them."""
     cases = f"{len(this.cases)} cases"
     if are_frames(this.cases):
         videos = len({case.video for case in this.cases})
         cases = f"{len(this.cases)} frames of {videos} video{'s' if videos > 1 else ''}; "
         cases += "Dice over the frames that show the object, then over the videos (D-28)"
-    seen = "" if part == "val" else "; the network has learned from these pairs, the paper's were set aside"
+    seen = "; the network has learned from these pairs, the paper's were set aside" if learned else ""
     lines = [f"{cases}; pairs of the {part} part{seen}"]
     for place, (name, patient) in enumerate(zip(names, patients, strict=True), start=1):
         again = f" (patient {patient} again)" if patient in patients[: place - 1] else ""
