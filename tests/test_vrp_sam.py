@@ -24,7 +24,7 @@ from samsans.errors import InputError
 from samsans.methods import build
 from samsans.methods.vrp_sam.features import load_resnet
 from samsans.methods.vrp_sam.model import Output, VrpSam
-from samsans.methods.vrp_sam.reading import Reader, likeness, prototypes
+from samsans.methods.vrp_sam.reading import Reader, likeness, prototypes, read_masks
 from samsans.methods.vrp_sam.support import VrpBank
 from samsans.methods.weights import load_weights
 from samsans.types import Batch
@@ -50,9 +50,17 @@ def make(**options: Any) -> VrpSam:
     return build(configuration.from_dict(settings, method="vrp_sam", preset=preset), ("a", "b")).double()
 
 
-@pytest.fixture(scope="module", params=["backbone", "resnet50"])
+ARMS: dict[str, dict[str, Any]] = {
+    "resnet50": {"model__features": "resnet50"},
+    "backbone": {},
+    "direct": {"model__direct": True},
+    "scratch": {"preset": "scratch"},
+}
+
+
+@pytest.fixture(scope="module", params=["resnet50", "backbone", "direct"])
 def method(request: pytest.FixtureRequest, resnet: Path) -> VrpSam:
-    return make(model__features=request.param, model__resnet=str(resnet)).eval()
+    return make(model__resnet=str(resnet), **ARMS[request.param]).eval()
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -95,6 +103,17 @@ def test_likeness_is_the_largest_cosine_to_the_foreground_stretched_over_the_ima
     raw = [[1.0, 0.5, root], [0.0, 1.0, root]]
     first = [(v - 0.5) / 0.5 for v in raw[0]]
     expected = torch.tensor([[[*first, 0.0], [*raw[1], 0.0], [0.0] * 4]])
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_masks_are_read_by_what_looks_alike() -> None:
+    keys = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[0.0, 1.0], [7.0, 7.0]]])
+    covers = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]])  # (pair, token, object)
+    visible = torch.tensor([[True, True], [True, False]])
+    found = read_masks(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), keys, covers, visible)
+    one, e = 1 + 2 * np.exp(-10), np.exp(-10)
+    two = 2 + e
+    expected = torch.tensor([[(1 + e) / one, (1 + e) / two], [e / one, 1 / two]], dtype=torch.float32)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
@@ -219,40 +238,43 @@ def test_padding_is_never_read(method: VrpSam) -> None:
         noise.maps[i, :, :, g // 2 :] += 100
         noise.deep[i, ~seen.visible[i]] += 100
     with torch.no_grad():
-        one, two = (method._episode_prompts(s, inside, torch.arange(3), supports) for s in (seen, noise))
         blind = dataclasses.replace(noise, hidden=None)
-        other = method._episode_prompts(blind, inside, torch.arange(3), supports)
-    torch.testing.assert_close(one, two)
-    assert not torch.allclose(one, other)
+        prompts = [method._prompts(one, inside, torch.arange(3), supports)[0] for one in (seen, noise, blind)]
+    torch.testing.assert_close(prompts[0], prompts[1])
+    assert not torch.allclose(prompts[0], prompts[2])
 
 
 def test_the_loss_is_cross_entropy_plus_dice() -> None:
-    untrained = make()
     masks = torch.zeros(2, 1, 64, 64, dtype=torch.bool)
     masks[1, :, :32] = True
     both = batch(2, objects=1, masks=masks, targets=torch.tensor([1]))
     logits = torch.full((1, 1, 64, 64), float(np.log(3)))  # probability 3/4 everywhere
-    losses = untrained.loss(Output(logits, torch.zeros(1, 1, 1, 1)), both)
+    read = torch.tensor([[1.0, 0.8], [0.2, 0.0]]).expand(1, 1, 2, 2)  # the truth is 1, 1, 0, 0
+    output = Output(logits, torch.zeros(1, 1, 1, 1), read)
+    losses = make().loss(output, both)
     bce = -(np.log(0.75) + np.log(0.25)) / 2
     dice = 1 - (2 * 0.75 * 2048 + 1) / (0.75 * 4096 + 2048 + 1)
     assert float(losses["bce"]) == pytest.approx(bce)
     assert float(losses["dice"]) == pytest.approx(dice)
     assert float(losses["loss"]) == pytest.approx(bce + dice)
+    losses = make(model__read=3.0).loss(output, both)
+    assert float(losses["read"]) == pytest.approx(-(np.log(0.8) + np.log(1 - 1e-4)) / 2, abs=1e-5)
+    assert float(losses["loss"]) == pytest.approx(bce + dice + 3 * float(losses["read"]))
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"model__features": "resnet50"}, {}, {"preset": "scratch"}], ids=str)
-def test_gradients_reach_what_is_trained_and_nothing_frozen(options: dict[str, Any], resnet: Path) -> None:
-    fresh = make(model__resnet=str(resnet), **options).train()
+@pytest.mark.parametrize("arm", ARMS)
+def test_gradients_reach_what_is_trained_and_nothing_frozen(arm: str, resnet: Path) -> None:
+    fresh = make(model__resnet=str(resnet), **ARMS[arm]).train()
     episode = batch(3)
     fresh.loss(fresh(episode), episode)["loss"].backward()
     for name, parameter in fresh.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
     trained = {name.partition(".")[0] for name, p in fresh.named_parameters() if p.requires_grad}
     own = {"reduce", "merge", "queries", "read_support", "read_target"}
-    assert trained == (own | {"backbone"} if options.get("preset") == "scratch" else own)
+    assert trained == (own | {"backbone"} if arm == "scratch" else own)
     (stage,) = fresh.stages(configuration.RunConfig())
     assert {id(p) for group in stage.groups for p in group.parameters} == {
         id(p) for p in fresh.parameters() if p.requires_grad
@@ -278,15 +300,17 @@ def test_the_loss_falls_on_images_of_two_objects() -> None:
 
 
 def test_gauges_see_whether_the_prompt_depends_on_the_mask(method: VrpSam) -> None:
-    assert method.gauges(batch(4))["rel_prompt"] > 1e-3
-    assert method.gauges(batch(4, objects=1))["rel_prompt"] > 1e-3
+    for episode in (batch(4), batch(4, objects=1)):
+        gauges = method.gauges(episode)
+        assert set(gauges) == ({"rel_prompt", "rel_read"} if method.config.direct else {"rel_prompt"})
+        assert min(gauges.values()) > 1e-3
     same = batch(3)
     assert same.masks is not None
     alike = dataclasses.replace(same, masks=same.masks[:, :1].expand(-1, 2, -1, -1))
-    assert method.gauges(alike)["rel_prompt"] == 0.0
+    assert max(method.gauges(alike).values()) == 0.0
     assert "model.mask_gain" in str(method.gauge_warning({"rel_prompt": 0.01}, step=200, warmup=100))
     assert method.gauge_warning({"rel_prompt": 0.01}, step=50, warmup=100) is None
-    assert method.gauge_warning({"rel_prompt": 0.3}, step=200, warmup=100) is None
+    assert method.gauge_warning({"rel_prompt": 0.01, "rel_read": 0.3}, step=200, warmup=100) is None
 
 
 def test_train_predict_and_evaluate(tmp_path: Path, resnet: Path) -> None:

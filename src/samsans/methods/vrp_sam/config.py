@@ -18,6 +18,9 @@ class VrpSamConfig:
         queries: Learned queries; as many prompt tokens are made of every support pair.
         mask_gain: Factor on the mask where it enters as a channel.
         heads: Attention heads (our decision).
+        direct: The support masks as the features of a target read them (the share of its look-alikes that is object)
+            also enter the decoder, as SAM's mask prompt (our option).
+        read: Weight of the cross-entropy of what is read so, which teaches an encoder what looks alike (our option).
         k_test: Support pairs drawn for each image at inference; their prompt tokens stand side by side.
     """
 
@@ -27,6 +30,8 @@ class VrpSamConfig:
     queries: int = 50
     mask_gain: float = 10.0
     heads: int = 8
+    direct: bool = False
+    read: float = 0.0
     k_test: int = 1
 
 
@@ -46,7 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "scratch": {
         "backbone": {"name": "scratch", "train": "all"},
-        "model": {"features": "backbone", "queries": 16},
+        "model": {"features": "backbone", "queries": 16, "direct": True, "read": 1.0},
         "episodes": {"images": 8, "targets": 8, "volume_supports": [], "synthetic": 0.3},
         "augment": {"flip": 0.5, "rotate": 15.0, "scale": 0.1, "intensity": 0.1},
         "train": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01, "schedule": "cosine", "warmup": 50},

@@ -20,7 +20,7 @@ from samsans.errors import InputError
 from samsans.methods.episodes import episode, fingerprint, to_tokens, upsample, visible_tokens
 from samsans.methods.vrp_sam.config import VrpSamConfig
 from samsans.methods.vrp_sam.features import Features, FrozenResNet, load_resnet
-from samsans.methods.vrp_sam.reading import Reader, likeness, prototypes
+from samsans.methods.vrp_sam.reading import Reader, likeness, prototypes, read_masks
 from samsans.methods.vrp_sam.support import VrpBank
 from samsans.ops.losses import dice_loss
 from samsans.ops.timing import Timer
@@ -34,10 +34,15 @@ Choose = Callable[[Tensor], Sequence[VrpBank]]
 
 @dataclass(frozen=True)
 class Output:
-    """Training output: logits ``(targets, N, S, S)``, prompts ``(targets, N, K * Q, C)``."""
+    """Training output.
+
+    logits: ``(targets, N, S, S)``.  prompts: ``(targets, N, K * Q, C)``.  read: ``(targets, N, h, h)`` in [0, 1], the
+    masks as deep features alone read them off all supports; only where ``model.direct`` or ``read`` asks for it.
+    """
 
     logits: Tensor
     prompts: Tensor
+    read: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class VrpSam(nn.Module):
         self.grid = backbone.grid if network is None else network.grid
         self.reduce = nn.Conv2d(channels if network is None else network.channels, channels, 1)
         self.merge = nn.Conv2d(2 * channels + 1, channels, 1)
-        self.queries = nn.Parameter(torch.randn(config.queries, channels))
+        self.queries = nn.Parameter(0.02 * torch.randn(config.queries, channels))
         self.read_support = Reader(channels, config.heads)
         self.read_target = Reader(channels, config.heads)
         self.register_buffer("positions", sine_positions(self.grid, channels), persistent=False)
@@ -166,19 +171,45 @@ class VrpSam(nn.Module):
         read: Tensor = self.read_target(bank.queries.flatten(0, 1).to(tokens.dtype), tokens, hidden)
         return read.unflatten(0, (k, n)).transpose(0, 1).flatten(1, 2)
 
-    def decode(self, embedding: Embedding, prompts: Tensor) -> Tensor:
-        """``(B, N, 4g, 4g)`` logits of SAM's single mask: prompts ``(B, N, tokens, C)`` are its sparse tokens."""
+    def read(self, seen: Seen, index: int, bank: VrpBank) -> Tensor | None:
+        """The support masks as the deep features of image ``index`` read them, ``(N, h, h)``; where anything asks."""
+        if not (self.config.direct or self.config.read):
+            return None
+        read = read_masks(seen.deep[index], bank.keys, bank.covers, bank.visible)
+        return read.unflatten(1, (math.isqrt(read.shape[1]),) * 2)
+
+    def decode(self, embedding: Embedding, prompts: Tensor, read: Tensor | None = None) -> Tensor:
+        """``(B, N, 4g, 4g)`` logits of SAM's single mask: prompts ``(B, N, tokens, C)`` are its sparse tokens.
+
+        Only with ``model.direct`` there is a dense prompt, ``read`` ``(B, N, h, h)`` as SAM's mask prompt.
+        """
         batch, n = prompts.shape[:2]
         image = torch.arange(batch, device=prompts.device).repeat_interleave(n)
-        prompt = Prompt(prompts.flatten(0, 1), self.backbone.dense_default(), image)
+        dense = self.backbone.dense_default()
+        if self.config.direct:
+            assert read is not None
+            shown = upsample(20 * read.to(prompts.dtype) - 10, 4 * self.backbone.grid)  # logits, as SAM is given them
+            dense = self.backbone.embed_prompts(image, masks=shown.flatten(0, 1).unsqueeze(1)).dense
+        prompt = Prompt(prompts.flatten(0, 1), dense, image)
         return self.backbone.decode(embedding, prompt).logits[:, 0].unflatten(0, (batch, n))
 
     def forward(self, batch: Batch) -> Output:
         """Leave-one-out episodes: every target is prompted by all other images of the batch."""
         masks, targets = episode(batch)
         embedding, features = self._encode(batch.images, targets)
-        prompts = self._episode_prompts(self._see(features, batch), masks, targets, batch)
-        return Output(upsample(self.decode(embedding, prompts), batch.images.shape[-1]), prompts)
+        prompts, read = self._prompts(self._see(features, batch), masks, targets, batch)
+        return Output(upsample(self.decode(embedding, prompts, read), batch.images.shape[-1]), prompts, read)
+
+    def _prompts(self, seen: Seen, masks: Tensor, targets: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """``prompt`` and ``read`` of every target, stacked, all other images being supports with these masks."""
+        bank = self._bank(seen, masks, batch)
+        prompts, reads = [], []
+        for target in targets.tolist():
+            others = bank.select([i for i in range(bank.K) if i != target])
+            prompts.append(self.prompt(seen, target, others))
+            read = self.read(seen, target, others)
+            reads += [] if read is None else [read]
+        return torch.stack(prompts), torch.stack(reads) if reads else None
 
     def _encode(self, images: Tensor, targets: Tensor | slice) -> tuple[Embedding, Features]:
         """SAM's embedding of the targets, and what the queries see of all images."""
@@ -187,19 +218,22 @@ class VrpSam(nn.Module):
         features = self.backbone.encode(images).features
         return Embedding(features[targets]), Features(features, features)
 
-    def _episode_prompts(self, seen: Seen, masks: Tensor, targets: Tensor, batch: Batch) -> Tensor:
-        """``(targets, N, K * Q, C)``, every other image being a support with these masks."""
-        bank = self._bank(seen, masks, batch)
-        others = {target: [i for i in range(bank.K) if i != target] for target in targets.tolist()}
-        return torch.stack([self.prompt(seen, target, bank.select(pairs)) for target, pairs in others.items()])
-
     def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
-        """Cross-entropy of every pixel plus Dice loss per object, means over objects and targets."""
+        """Cross-entropy of every pixel plus Dice loss per object, means over objects and targets.
+
+        Our option, 0 in ``paper``: ``read`` times the cross-entropy of the masks as deep features read them off the
+        supports, which teaches an encoder what looks alike.
+        """
         masks, targets = episode(batch)
         truth = masks[targets]
         bce = F.binary_cross_entropy_with_logits(output.logits.float(), truth.float())
-        dice = dice_loss(output.logits, truth).mean()
-        return {"loss": bce + dice, "bce": bce, "dice": dice}
+        parts = {"bce": bce, "dice": dice_loss(output.logits, truth).mean()}
+        total = parts["bce"] + parts["dice"]
+        if self.config.read and output.read is not None:
+            cells = F.adaptive_avg_pool2d(truth.float(), output.read.shape[-1])
+            parts["read"] = F.binary_cross_entropy(output.read.float().clamp(1e-4, 1 - 1e-4), cells)
+            total = total + self.config.read * parts["read"]
+        return {"loss": total, **parts}
 
     @torch.no_grad()
     def predict(self, batch: Batch, support: VrpBank | Sequence[VrpBank] | Choose | None = None) -> Tensor:
@@ -216,11 +250,13 @@ class VrpSam(nn.Module):
             support = support(features.deep) if callable(support) else support
             banks = [support] * len(batch.images) if isinstance(support, VrpBank) else support
             seen = self._see(features, batch)
-            prompts = [self.prompt(seen, i, bank) for i, bank in enumerate(banks)]
+            found = [(self.prompt(seen, i, bank), self.read(seen, i, bank)) for i, bank in enumerate(banks)]
         with self.timer("decode"):
-            each = zip(embedding.features.split(1), prompts, strict=True)
-            logits = torch.cat([self.decode(Embedding(one), tokens[None]) for one, tokens in each])
-            return upsample(logits, batch.images.shape[-1]).float()
+            logits = [
+                self.decode(Embedding(one), tokens[None], None if read is None else read[None])
+                for one, (tokens, read) in zip(embedding.features.split(1), found, strict=True)
+            ]
+            return upsample(torch.cat(logits), batch.images.shape[-1]).float()
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -230,23 +266,28 @@ class VrpSam(nn.Module):
 
     @torch.no_grad()
     def gauges(self, batch: Batch) -> dict[str, float]:
-        """Does the prompt depend on the mask?  ``|a - b| / |a|`` of the prompts when the support masks are swapped.
+        """Does the prompt depend on the mask?  ``|a - b| / |a|`` when the support masks are swapped.
 
-        Masks are swapped between objects; a single object's masks are emptied.
+        Of the prompt tokens, and on the direct path of the dense prompt, too.  Masks are swapped between objects; a
+        single object's masks are emptied.
         """
         masks, targets = episode(batch)
         swapped = masks.roll(1, dims=1) if masks.shape[1] > 1 else torch.zeros_like(masks)
         seen = self._see(self._look(batch.images), batch)
-        a, b = (self._episode_prompts(seen, shown, targets, batch) for shown in (masks, swapped))
-        return {"rel_prompt": float((a - b).norm() / a.norm().clamp_min(1e-12))}
+        (a, read), (b, other) = (self._prompts(seen, shown, targets, batch) for shown in (masks, swapped))
+        gauges = {"rel_prompt": float((a - b).norm() / a.norm().clamp_min(1e-12))}
+        if self.config.direct and read is not None and other is not None:
+            gauges["rel_read"] = float((read - other).norm() / read.norm().clamp_min(1e-12))
+        return gauges
 
     def gauge_warning(self, gauges: Mapping[str, float], step: int, warmup: int) -> str | None:
         """A sentence when the prompt still ignores the support mask after warm-up."""
-        if step <= warmup or gauges["rel_prompt"] >= 0.05:
+        heard = max(gauges.values())
+        if step <= warmup or heard >= 0.05:
             return None
         return (
-            f"the prompt hardly depends on the support mask (relative change {gauges['rel_prompt']:.3f} at step "
-            f"{step}): raise model.mask_gain, or use --preset scratch"
+            f"the prompt hardly depends on the support mask (relative change {heard:.3f} at step {step}): "
+            "raise model.mask_gain, or use --preset scratch"
         )
 
 
@@ -258,7 +299,8 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> VrpSam:
         )
     backbone = load_backbone(config.backbone, seed=config.seed, family="sam")
     if config.backbone.train == "all":
-        backbone.train_whole()
+        direct = config.model.direct
+        backbone.train_whole(default_prompt=not direct, masks=direct)
     with torch.random.fork_rng(devices=[]):
         network = None
         if config.model.features == "resnet50":

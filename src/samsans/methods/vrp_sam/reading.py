@@ -64,3 +64,24 @@ def likeness(target: Tensor, keys: Tensor, covers: Tensor, visible: Tensor) -> T
         low = like.masked_fill(~visible, torch.inf).amin(-1, keepdim=True)
         high = like.masked_fill(~visible, -torch.inf).amax(-1, keepdim=True)
         return ((like - low) / (high - low).clamp_min(1e-6)).masked_fill(~visible, 0.0)
+
+
+def read_masks(target: Tensor, keys: Tensor, covers: Tensor, visible: Tensor) -> Tensor:
+    """The support masks as the features of a target read them: what share of its look-alikes is the object.
+
+    Softmax of cosine / 0.1 over all tokens of all supports (our option: the loss ``model.read`` holds it to the truth).
+
+    Args:
+        target: ``(T, D)`` features of the target.
+        keys: ``(K, A, D)`` features of the supports.
+        covers: ``(K, A, N)`` in [0, 1], the share of each support token that is the object.
+        visible: ``(K, A)`` bool, support tokens that are image and not padding.
+
+    Returns:
+        ``(N, T)`` in [0, 1], in float32 at least.
+    """
+    with torch.autocast(target.device.type, enabled=False):
+        precise = torch.promote_types(target.dtype, torch.float32)
+        query, key = (F.normalize(one.to(precise), dim=-1) for one in (target, keys.flatten(0, 1)))
+        weights = (query @ key.T / 0.1).masked_fill(~visible.flatten(), -torch.inf).softmax(-1)
+        return (weights @ covers.flatten(0, 1).to(precise)).T
