@@ -98,8 +98,9 @@ def table() -> str:
 def where(name: str) -> Path | None:
     """The weights of a named backbone, a hub id or a path on this machine; ``None`` where they are not here.
 
-    An embedded file lies in this package.  Else looks at ``name`` as a path, then for the original file in the current folder, then in the Hugging Face cache
-    (``~/.cache/huggingface``, or where ``huggingface_hub`` is told to keep it).  Never goes online.
+    An embedded file lies in this package.  Else looks at ``name`` as a path, then for the original file in the current
+    folder, then in the Hugging Face cache (``~/.cache/huggingface``, or where ``huggingface_hub`` is told to keep it).
+    Never goes online.
     """
     entry = BACKBONES.get(name)
     if entry is not None and entry.embedded_file is not None:
