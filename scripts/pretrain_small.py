@@ -65,10 +65,7 @@ class Pretraining(nn.Module):
         """The parts of the loss, weighted."""
         embedding, dense = self.embed(batch["images"])
         chosen, truth = dense[batch["known"][:, 0], batch["known"][:, 1]].float(), batch["dense"]
-        there = truth.flatten(1).amax(1) > 0
-        entropy = F.binary_cross_entropy_with_logits(chosen, truth, reduction="none").mean((1, 2))
-        out = {"dense": (dice_loss(chosen[there], truth[there]) + 2 * entropy[there]).sum() / there.sum().clamp(min=1)}
-        out["dense"] = out["dense"] + entropy[~there].sum() / (~there).sum().clamp(min=1)
+        out = {"dense": dense_loss(chosen, truth)}
         half, guess = len(batch["boxes"]), batch["coarse"]
         parts = {"box": slice(0, half), "point": slice(half, None)}
         for name, part in parts.items():
@@ -80,6 +77,17 @@ class Pretraining(nn.Module):
             masks = self.sam.decode(embedding, made, multimask=several)
             out |= mask_losses(name, masks.logits.float(), masks.iou.float(), batch["targets"][part])
         return out
+
+
+def dense_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """Of classes ``(Q, h, w)`` that an image shows: Dice, and cross-entropy in which object and rest weigh the same, else
+    small objects drown in the rest.  Of those that it does not show: half of the usual cross-entropy."""
+    there = truth.flatten(1).amax(1) > 0
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    inside = (entropy * truth).sum((1, 2)) / truth.sum((1, 2)).clamp(min=1)
+    outside = (entropy * (1 - truth)).sum((1, 2)) / (1 - truth).sum((1, 2)).clamp(min=1)
+    shown = (dice_loss(logits[there], truth[there]) + 0.5 * (inside + outside)[there]).sum() / there.sum().clamp(min=1)
+    return shown + 0.5 * outside[~there].sum() / (~there).sum().clamp(min=1)
 
 
 def mask_losses(name: str, logits: Tensor, iou: Tensor, targets: Tensor) -> dict[str, Tensor]:
