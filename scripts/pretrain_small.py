@@ -80,8 +80,8 @@ class Pretraining(nn.Module):
 
 
 def dense_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Of classes ``(Q, h, w)`` that an image shows: Dice, and cross-entropy in which object and rest weigh the same, else
-    small objects drown in the rest.  Of those that it does not show: half of the usual cross-entropy."""
+    """Of classes ``(Q, h, w)`` that an image shows: Dice, and cross-entropy in which object and rest weigh the same, since
+    small objects drown in the rest otherwise.  Of those that it does not show: half of the usual cross-entropy."""
     there = truth.flatten(1).amax(1) > 0
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     inside = (entropy * truth).sum((1, 2)) / truth.sum((1, 2)).clamp(min=1)
