@@ -19,7 +19,7 @@ import math
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,9 +46,9 @@ SAVE = 2.0  # minutes
 class Pretraining(nn.Module):
     """The network, and the dense head that is dropped afterwards."""
 
-    def __init__(self, classes: int, seed: int, bfloat16: bool) -> None:
+    def __init__(self, classes: int, seed: int, fast: bool) -> None:
         super().__init__()
-        self.bfloat16 = bfloat16  # autocast by hand: Fabric's would round coordinates and targets as well
+        self.fast = fast  # bfloat16 products; autocast by hand, Fabric's would round coordinates and targets as well
         self.sam = load_backbone(BackboneConfig(name="small-scratch", train="all"), seed=seed)
         self.dense = nn.Conv2d(SMALL.channels, 16 * classes, 1)
 
@@ -58,7 +58,7 @@ class Pretraining(nn.Module):
         return embedding, F.pixel_shuffle(self.dense(embedding.features), 4)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        with torch.autocast(batch["images"].device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(batch["images"].device.type, torch.bfloat16, enabled=self.fast):
             return self.losses(batch)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -80,8 +80,8 @@ class Pretraining(nn.Module):
 
 
 def dense_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Of classes ``(Q, h, w)`` that an image shows: Dice, and cross-entropy in which object and rest weigh the same, since
-    small objects drown in the rest otherwise.  Of those that it does not show: half of the usual cross-entropy."""
+    """Of classes ``(Q, h, w)`` that an image shows: Dice, and cross-entropy in which object and rest weigh the same,
+    since small objects drown in the rest otherwise.  Of those that it does not show: half the usual cross-entropy."""
     there = truth.flatten(1).amax(1) > 0
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     inside = (entropy * truth).sum((1, 2)) / truth.sum((1, 2)).clamp(min=1)
@@ -108,7 +108,8 @@ def validate(model: Pretraining, held: dict[str, list[Sample]]) -> dict[str, flo
     """Mean Dice over sets of exact boxes, of one point in the middle (mask by its predicted overlap), of the dense
     head; on held-out samples."""
     model.eval()
-    device, scores = next(model.parameters()).device, {}
+    device = next(model.parameters()).device
+    scores: dict[str, float] = {}
     for name, samples in held.items():
         found: dict[str, list[float]] = {"box": [], "point": [], "dense": []}
         for sample in samples:
@@ -200,10 +201,10 @@ def train(args: argparse.Namespace) -> None:
     validated = saved = state["clock"]
 
     def record() -> None:
-        scores = validate(average.module, pools.held)
+        scores = validate(cast(Pretraining, average.module), pools.held)
         losses = {f"loss {k}": v / max(1, counted) for k, v in sums.items()}
         state["rows"].append({"minutes": state["seconds"] / 60, "step": state["step"]} | losses | scores)
-        write(average.module, state["rows"], args)
+        write(cast(Pretraining, average.module), state["rows"], args)
         print(json.dumps({k: round(v, 4) for k, v in state["rows"][-1].items()}), flush=True)
 
     while (done := max(state["seconds"] / args.minutes, state["clock"] / args.clock) / 60) < 1:
