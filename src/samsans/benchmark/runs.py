@@ -130,8 +130,8 @@ def finished(plan: Plan, name: str) -> bool:
     if not (run / "config.yaml").is_file():
         return False
     check_folder(keep_plan(config, run), run, resume=True)
-    written = configuration.load(run / "config.yaml").train
-    if any(getattr(written, key) != getattr(config.train, key) for key in LENGTHS):
+    written = configuration.read_yaml(run / "config.yaml")["train"]
+    if any(written[key] != getattr(config.train, key) for key in LENGTHS):
         return False
     if not (run / "train.json").is_file():  # nothing to train, or interrupted
         return CONTESTANTS[name].frozen
@@ -207,7 +207,7 @@ def forget_peak() -> None:
 def identity(plan: Plan, name: str) -> str:
     """Hash of what a contestant answers with: the settings and the weights of its run."""
     run = plan.run(name)
-    settings = configuration.flatten(configuration.to_dict(configuration.load(run / "config.yaml")))
+    settings = configuration.flatten(configuration.read_yaml(run / "config.yaml"))
     kept = {
         key: str(value) for key, value in settings.items() if not key.startswith(("train.", "data.path", "data.cache"))
     }
