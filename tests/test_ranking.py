@@ -80,7 +80,9 @@ def test_default_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan.default_sam2("scratch") == "sam2-scratch"
     here.clear()
     assert plan.default_sam2("sam-vit-b") == "sam2-scratch"
-    assert plan.default_backbone() == plan.NO_DOWNLOAD
+    assert plan.default_backbone() == "scratch"
+    here.add("samsans-small")
+    assert plan.default_backbone() == "samsans-small"
     here.add("sam-vit-b")
     assert plan.default_backbone() == "sam-vit-b"
 

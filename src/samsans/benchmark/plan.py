@@ -14,7 +14,7 @@ from samsans.config import DataConfig, PromptConfig, RunConfig, SplitConfig, cho
 from samsans.errors import InputError
 
 LARGEST_INPUT = 512  # pixels a side, where nothing else is asked for: what most of the papers train SAM at
-USUAL_BACKBONE, NO_DOWNLOAD = "sam-vit-b", "scratch"
+USUAL, NO_DOWNLOAD = ("sam-vit-b", "samsans-small"), "scratch"
 USUAL_SAM2 = tuple(f"sam2.1-hiera-{size}" for size in ("small", "tiny", "base-plus", "large"))
 NO_DOWNLOAD_SAM2 = "sam2-scratch"
 
@@ -198,8 +198,8 @@ class Plan:
 
 
 def default_backbone() -> str:
-    """SAM ViT-B where its weights are on this machine, else the small SAM that trains from nothing."""
-    return USUAL_BACKBONE if zoo.where(USUAL_BACKBONE) else NO_DOWNLOAD
+    """SAM ViT-B where its weights are on this machine, else the small SAM of this package."""
+    return next((name for name in USUAL if zoo.where(name)), NO_DOWNLOAD)
 
 
 def default_sam2(sam: str) -> str:

@@ -34,7 +34,7 @@ def _benchmark_parser(few: bool) -> Any:
     parser.add_argument("--draws", type=int, default=2, help="of the noise at each level")
     parser.add_argument("--shots", type=str, metavar="NUMBERS", help="1,2,4: curves over the number of training images")
     parser.add_argument("--backbones", type=str, metavar="NAMES", help="with --shots: two or more to compare")
-    parser.add_argument("--backbone", type=str, metavar="NAME|DIR|FILE", help="of all (sam-vit-b, else scratch)")
+    parser.add_argument("--backbone", type=str, metavar="NAME|DIR|FILE", help="of all (sam-vit-b, else samsans-small)")
     parser.add_argument("--sam2", type=str, metavar="NAME|DIR|FILE", help="of methods on SAM 2 (sam2.1-hiera-*)")
     parser.add_argument("--input-size", type=int, help="side of the square that all see, in pixels (at most 512)")
     parser.add_argument("--minutes", type=float, help="training time of each")
