@@ -85,11 +85,11 @@ def source(entry: BackboneEntry) -> str:
 
 def table() -> str:
     """Every backbone and method in two short tables."""
-    lines = [f"{'backbone':24}{'parameters':>12}{'size':>10}  {'licence':12}{'here':6}"]
+    lines = [f"{'backbone':24}{'parameters':>12}{'size':>10}  {'licence':14}{'here':6}"]
     for entry in list_backbones():
         here = "-" if entry.from_scratch else "yes" if where(entry.name) else "no"
         size = "-" if entry.from_scratch else f"{entry.megabytes} MB"
-        lines.append(f"{entry.name:24}{entry.parameters:>12,}{size:>10}  {entry.licence:12}{here:6}{entry.summary}")
+        lines.append(f"{entry.name:24}{entry.parameters:>12,}{size:>10}  {entry.licence:14}{here:6}{entry.summary}")
     lines += ["", f"{'method':14}{'arXiv':12}"]
     lines += [f"{entry.name:14}{entry.arxiv or '-':12}{entry.summary}" for entry in list_methods()]
     return "\n".join(lines)
