@@ -16,6 +16,7 @@ from samsans.config import DataConfig, SplitConfig
 from samsans.data.cases import Dataset
 from samsans.data.phantoms import write
 from samsans.errors import InputError
+from samsans.training.errors import TrainingError, TrainingStopped
 from samsans.types import Case
 
 FAMILIES = ("sam", "sam2", "none")
@@ -71,6 +72,22 @@ def test_contestants_on_pretrained_weights() -> None:
     assert left.without("spd").names == ("samed",)
     with pytest.raises(InputError, match="persam is left out"):
         runs.suited(replace(random, names=("persam",)), course)
+
+
+def test_what_fails_is_noted_or_raised() -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    course = runs.Course(unsuited=True)
+    assert course.attempt("samed", lambda: 3) == 3
+    assert course.attempt("samed", fail, InputError("no object")) is None
+    assert course.attempt("hsam", fail, TrainingError("the loss is nan")) is None
+    assert course.notes == ["samed does not suit these data: no object.", "hsam could not be trained: the loss is nan"]
+    for error in (TrainingStopped("Ctrl-C"), KeyError("a mistake of ours")):
+        with pytest.raises(type(error)):
+            course.attempt("samed", fail, error)
+    with pytest.raises(TrainingError):
+        runs.Course().attempt("samed", fail, TrainingError("the loss is nan"))
 
 
 def test_default_backbones(monkeypatch: pytest.MonkeyPatch) -> None:

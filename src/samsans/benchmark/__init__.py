@@ -35,7 +35,8 @@ def benchmark(
 
     Args:
         plan: What to compare.
-        unsuited: Methods that cannot learn from these data are left out, with a note, instead of refused.
+        unsuited: Methods that cannot learn from these data, or whose loss is no longer a number, are left out, with a
+            note, instead of refused.
         say: Told of every part that begins.
         on_progress: Called with a ``Progress`` instead of a bar in the terminal.
 

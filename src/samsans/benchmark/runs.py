@@ -25,7 +25,7 @@ from samsans.errors import InputError
 from samsans.inference import Segmenter
 from samsans.inference.manifest import hash_values
 from samsans.training.data import keep_plan
-from samsans.training.errors import TrainingStopped
+from samsans.training.errors import TrainingError, TrainingStopped
 from samsans.training.run import check_folder
 from samsans.training.run import train as fit
 from samsans.types import Batch, Needs, Progress
@@ -33,6 +33,7 @@ from samsans.types import Batch, Needs, Progress
 OnProgress = Callable[[Progress], None]
 T = TypeVar("T")
 LENGTHS = ("steps", "epochs", "stop_epoch", "minutes")
+UNUSABLE = (InputError, TrainingError)
 FEWEST_PATIENTS = 3  # held out; with fewer, intervals over patients say nothing
 PEAK = Path("/proc/self/clear_refs")  # Linux: 5 forgets the largest resident size
 
@@ -41,7 +42,8 @@ PEAK = Path("/proc/self/clear_refs")  # Linux: 5 forgets the largest resident si
 class Course:
     """How a benchmark is gone through, and what is noted on the way.
 
-    unsuited: contestants that cannot learn from these data are left out, with a note, instead of refused.
+    unsuited: contestants that cannot learn from these data, or whose loss is no longer a number, are left out, with a
+    note, instead of refused.
     say: told of every part that begins.  on_progress: called instead of a bar in the terminal.
     """
 
@@ -59,11 +61,16 @@ class Course:
         """What ``do(*about)`` returns; where it is refused and contestants may be left out, a note and ``None``."""
         try:
             return do(*about)
-        except InputError as error:
-            if not self.unsuited:
-                raise
-            self.note(f"{name} does not suit these data: {error}")
+        except UNUSABLE as error:
+            self.refused(name, error)
             return None
+
+    def refused(self, name: str, error: Exception) -> None:
+        """Note why a contestant is left out; raises the error where it may not be."""
+        if not self.unsuited:
+            raise error
+        why = "does not suit these data" if isinstance(error, InputError) else "could not be trained"
+        self.note(f"{name} {why}: {error}")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 from samsans.benchmark import curves, ranking
 from samsans.benchmark.contestants import CONTESTANTS, EXTERNAL
 from samsans.benchmark.plan import Plan
-from samsans.benchmark.runs import Course, tested, train
+from samsans.benchmark.runs import UNUSABLE, Course, tested, train
 from samsans.config import SplitConfig
 from samsans.data.cases import Dataset, case_of_slice, find_cases
 from samsans.data.splits import Split, make_split
@@ -158,11 +158,9 @@ def _curve(plan: Plan, name: str, backbone: str, dataset: Dataset, course: Cours
         try:
             train(one, one.trained[0], course.on_progress)
             points[count] = ranking.ask(one, name, dataset, course.on_progress)
-        except InputError as error:
+        except UNUSABLE as error:
             if not points:
-                if not course.unsuited:
-                    raise
-                course.note(f"{name} on {backbone} does not suit these data: {error}")
+                course.refused(f"{name} on {backbone}", error)
                 return {}
             course.note(f"{name} cannot learn from {count} image{'s' * (count > 1)}: {error}")
     return points
