@@ -1,4 +1,4 @@
-"""The benchmark: who takes part, curves by hand, and the whole of it on generated tubes with a tiny backbone."""
+"""The benchmark of prompt noise: curves by hand, and the whole of it on generated tubes with a tiny backbone."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 
 from samsans import benchmark
-from samsans.benchmark import noise, ranking, runs, scores
-from samsans.benchmark.contestants import CONTESTANTS, choose, levels_of
+from samsans.benchmark import noise, runs, scores
+from samsans.benchmark.contestants import levels_of
 from samsans.benchmark.scores import Answer, Contest
 from samsans.cli import main
 from samsans.config import DataConfig, SplitConfig
+from samsans.data.cases import Dataset
 from samsans.data.phantoms import write
 from samsans.data.prompt_statistics import PromptStatistics
 from samsans.errors import InputError
 from samsans.metrics import robustness
 from samsans.metrics.slicewise import slicewise
+from samsans.types import Case
 
 NAMES = ("spd", "tuning", "prompted_box", "saliency", "samed")
 LEVELS = ("L0", "L3")
@@ -33,23 +35,6 @@ def test_levels() -> None:
         if text != "L0..":
             with pytest.raises(InputError, match="prompt noise"):
                 levels_of(text)
-
-
-def test_contestants() -> None:
-    assert choose(["all"]) == tuple(CONTESTANTS)
-    assert choose(["samed", "spd", "samed"]) == ("spd", "samed")
-    with pytest.raises(InputError, match="No contestant is called 'sped'"):
-        choose(["sped"])
-    plan = benchmark.Plan(DataConfig("x"), Path("out"), tuple(CONTESTANTS), ("L0",), backbone="tiny")
-    found = {name: plan.settings(name) for name in CONTESTANTS}
-    assert found["spd"].model.distill == "context"
-    assert (found["tuning"].model.distill, found["tuning"].model.psc) == ("none", 0)
-    assert (found["spd_local"].model.distill, found["spd_no_psc"].model.psc) == ("local", 0)
-    assert (found["prompted_box"].model.source, found["prompted_box"].model.prompt) == ("points", "box")
-    assert {config.backbone.name for config in found.values()} == {"tiny"}
-    assert {config.prompts.source for config in found.values()} == {"noise"}
-    assert found["saliency"] == found["spd"]
-    assert plan.trained == tuple(name for name in CONTESTANTS if name != "saliency")
 
 
 def answer(shift: int, on_target: int = 4) -> Answer:
@@ -104,9 +89,6 @@ def test_other_prompts_are_told() -> None:
 
 
 def test_answers_are_kept(tmp_path: Path) -> None:
-    from samsans.data.cases import Dataset
-    from samsans.types import Case
-
     dataset = Dataset(tmp_path, "files", tuple(Case(id, id, (tmp_path / id,)) for id in "ab"))
     scores._write(tmp_path / "x.json", "key", answer(9))
     kept = scores._read(tmp_path / "x.json", "key", dataset)
@@ -182,25 +164,12 @@ def test_other_settings_are_refused_and_a_longer_training_goes_on(tubes: Path, d
     with pytest.raises(InputError, match="trained with other options"):
         benchmark.benchmark(plan_of(tubes, done, seed=1))
     plan = plan_of(tubes, done)
-    assert runs.finished(plan.settings("samed"), plan.run("samed"))
-    longer = replace(plan, length={"train.steps": 3})
-    assert not runs.finished(longer.settings("samed"), plan.run("samed"))
+    assert runs.finished(plan, "samed")
+    assert runs.finished(plan, "prompted_box")
+    assert not runs.finished(replace(plan, length={"train.steps": 3}), "samed")
     (plan.run("tuning") / "train.json").rename(plan.run("tuning") / "kept.json")
-    assert not runs.finished(plan.settings("tuning"), plan.run("tuning"))
+    assert not runs.finished(plan, "tuning")
     (plan.run("tuning") / "kept.json").rename(plan.run("tuning") / "train.json")
-
-
-def test_ranking(tubes: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without noise, on the runs that are there: the points are simulated as in training."""
-    plan = replace(plan_of(tubes, done, levels=()), prompts=replace(plan_of(tubes, done).prompts, source="noise"))
-    summary = benchmark.benchmark(replace(plan, names=("prompted_box", "samed")))
-    assert summary["kind"] == "ranking"
-    assert [row["rank"] for row in summary["methods"].values()] == [1, 2]
-    assert {"dice", "ci", "classes", "p", "train_seconds"} <= set(summary["methods"]["samed"])
-    assert (done / "reports" / "samed" / "report.html").is_file()
-    assert "Ranking" in (done / "report.html").read_text()
-    assert len(ranking.rows(summary)) == 4
-    assert " 1 " in ranking.text(summary)
 
 
 def test_command(tubes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,7 +187,7 @@ def test_command(tubes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(argv) == 0
     said = capsys.readouterr()
     assert "prompted_point" in said.out
-    assert "random weights" in said.out
+    assert "weights of tiny are random" in said.out
     assert "1/1 training prompted_point" in said.err
     assert main(["benchmark", str(tubes), "-o", str(tmp_path), "--methods", "nobody"]) == 2
 

@@ -98,7 +98,7 @@ def train(
         method: A name of ``samsans models``, e.g. ``proxy_prompt``; ``None``: the one of ``config``.
         data: Folder or CSV in any layout that ``check`` understands.
         out: Run folder to write.
-        preset: Named settings; by default ``paper``, or ``scratch`` for a backbone that trains from nothing.
+        preset: Named settings; by default the method's first, or ``scratch`` for a small backbone, trained whole.
         config: YAML file of settings, or the name of a recipe.
         resume: Continue an interrupted run.
         on_progress: Called with a ``Progress``.

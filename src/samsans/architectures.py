@@ -114,6 +114,18 @@ SCRATCH = SamArchitecture(
     iou_hidden=128,
     input_size=256,
 )
+SMALL = SamArchitecture(
+    hidden=192,
+    depth=8,
+    heads=3,
+    mlp=768,
+    global_blocks=tuple(range(8)),
+    window=16,
+    channels=128,
+    decoder_mlp=512,
+    iou_hidden=128,
+    input_size=256,
+)
 
 HIERA_TINY = Sam2Architecture()
 HIERA_SMALL = Sam2Architecture(blocks=(1, 2, 11, 2), global_blocks=(7, 10, 13))

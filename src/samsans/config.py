@@ -93,10 +93,10 @@ def presets(method: str) -> dict[str, dict[str, Any]]:
 
 
 def choose_preset(method: str, preset: str | None, backbone: str | None) -> str:
-    """The preset asked for; else ``scratch`` for a backbone that trains from nothing, else the method's first."""
+    """The preset asked for; else ``scratch`` for a backbone made to be trained whole, else the method's first."""
     known = presets(method)
     if preset is None:
-        scratch = backbone in zoo.BACKBONES and zoo.BACKBONES[backbone].from_scratch and "scratch" in known
+        scratch = backbone in zoo.BACKBONES and zoo.BACKBONES[backbone].trained_whole and "scratch" in known
         return "scratch" if scratch else next(iter(known))
     if preset not in known:
         raise InputError(f"{method} has no preset {preset!r}", f"one of {', '.join(known)}")

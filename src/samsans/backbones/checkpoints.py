@@ -1,7 +1,8 @@
 """Weights into networks: found on this machine first, read without pickle, loaded strictly.
 
 Understands the files of ``transformers`` (``model.safetensors`` or ``pytorch_model.bin`` beside a ``config.json``) and
-the original ``.pth`` files of SAM and MedSAM, whose architecture is read off their shapes.
+the original ``.pth`` files of SAM and MedSAM, whose architecture is read off their shapes.  Safetensors may also state
+their architecture themselves, as the file embedded in this package does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import safe_open
 from torch import Tensor
 from transformers import SamModel
 
@@ -229,8 +231,12 @@ def infer_architecture(state: dict[str, Tensor], path: Path) -> SamArchitecture:
     """The architecture of a SAM state dict, from its shapes, and from ``config.json`` beside it where there is one.
 
     Global blocks are those whose relative positions span the whole grid; where windows are as large as the grid, they
-    are taken to be evenly spaced, as in every SAM.
+    are taken to be evenly spaced, as in every SAM.  A file that states its architecture is taken at its word; its
+    shapes are compared when it is loaded.
     """
+    stated = stated_architecture(path)
+    if stated is not None:
+        return stated
     config = read_config(path)
     decoder = config.get("mask_decoder_config") or {}
     try:
@@ -270,6 +276,21 @@ def infer_architecture(state: dict[str, Tensor], path: Path) -> SamArchitecture:
             f"{path} is not a SAM: {error} cannot be found in its {len(state)} tensors",
             "the weights of SAM or MedSAM, original or of transformers",
         ) from error
+
+
+def stated_architecture(path: Path) -> SamArchitecture | None:
+    """What the metadata of a safetensors file state as ``architecture``, JSON of a ``SamArchitecture``."""
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get("architecture")
+    if text is None:
+        return None
+    try:
+        fields = json.loads(text)
+        return SamArchitecture(**fields | {"global_blocks": tuple(fields["global_blocks"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} states an architecture that is not understood: {error}", "a SAM's") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -30,6 +30,10 @@ def find_weights(name: str) -> Path:
         return files[0]
     if found is not None:
         return found
+    if name in zoo.BACKBONES and zoo.BACKBONES[name].embedded:
+        raise InputError(
+            f"{zoo.BACKBONES[name].embedded_file} is missing, a part of this package", todo="Install samsans again"
+        )
     hub_id = zoo.BACKBONES[name].hub_id if name in zoo.BACKBONES else name
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) or hub_id.startswith("."):
         if "/" in name or name.endswith((".pth", ".pt", ".bin", ".safetensors")):

@@ -11,13 +11,16 @@ import numpy as np
 
 from samsans.benchmark.contestants import BASELINE, CONTESTANTS
 from samsans.benchmark.plan import Plan
-from samsans.benchmark.runs import cost
-from samsans.benchmark.scores import Answer, Contest
+from samsans.benchmark.runs import Course, cost, held_out, suited, train_all
+from samsans.benchmark.scores import Answer, Contest, ask
+from samsans.data.cases import find_cases
 from samsans.data.prompt_statistics import PromptStatistics
+from samsans.errors import InputError
 from samsans.metrics import robustness
 from samsans.metrics.slicewise import over_slices, over_volumes
 
 SCORE = "volumetric_dice"  # of the summaries, curves and tests; it cannot be earned by silence on empty slices
+HEADLINE = "nAURC: mean Dice of whole volumes over the levels of noise"
 TESTED = ("L0", "L2", "L3", "L5")
 NUMBERS = {  # names here: those of metrics.slicewise
     "dice": "dice",
@@ -29,6 +32,29 @@ NUMBERS = {  # names here: those of metrics.slicewise
     "hd95_penalised": "hd95_penalised",
 }
 SHARES = ("on_target_share", "reached_share", "misled_share", "points_per_slice")
+
+
+def run(plan: Plan, course: Course) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Train and predict at every level: the content of ``summary.json``, and pictures by file name.
+
+    Raises InputError where there are several objects.
+    """
+    found = find_cases(plan.data).classes
+    if len(found) > 1:
+        raise InputError(
+            f"{len(found)} objects ({', '.join(c.name for c in found)}) with prompt noise",
+            "one: points are of one object",
+            "Choose one with --data.classes",
+        )
+    plan = train_all(suited(plan, course), course)
+    dataset, _ = held_out(plan)
+    contests = {}
+    for name in plan.names:
+        course.say(f"segmenting with {name}")
+        contests[name] = ask(plan, name, dataset, course.on_progress)
+    cases = [case.id for case in dataset.cases]
+    summary = summarise(plan, contests, cases, [*plan.notes(), *course.notes])
+    return summary, {"curves.png": picture(plan, contests, cases, summary)}
 
 
 def numbers(answers: Sequence[Answer]) -> dict[str, Any]:
@@ -88,6 +114,7 @@ def summarise(
         }
     return {
         "kind": "prompt_noise",
+        **plan.networks(),
         "score": SCORE,
         "levels": list(plan.levels),
         "draws": plan.draws,
@@ -171,6 +198,11 @@ def picture(plan: Plan, contests: Mapping[str, Contest], cases: Sequence[str], s
         ticks=list(plan.levels),
         score="Dice of whole volumes",
     )
+
+
+def headlines(summary: Mapping[str, Any]) -> dict[str, tuple[float | None, list[float] | None]]:
+    """The one number of every method, with its interval."""
+    return {name: (row["naurc"], row["naurc_ci"]) for name, row in summary["methods"].items()}
 
 
 def text(summary: Mapping[str, Any]) -> str:

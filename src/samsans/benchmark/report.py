@@ -6,15 +6,15 @@ import base64
 import csv
 import io as streams
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import jinja2
 
 import samsans
 from samsans.benchmark import noise
-from samsans.metrics.conventions import METRICS
 
+PAGES = {"ranking": "ranking.html", "prompt_noise": "noise.html", "shots": "shots.html", "sets": "sets.html"}
+METRICS = {"dice": "Dice", "iou": "IoU", "hd95_mm": "HD95", "asd_mm": "ASD", "nsd": "NSD"}
 TITLES = {
     "volumetric_dice": "Dice of volumes",
     "dice": "Dice of slices",
@@ -32,15 +32,19 @@ SUMMARIES = {
 }
 
 
-def render(summary: Mapping[str, Any], text: str, png: bytes | None) -> str:
-    """The report of a summary as HTML text; ``text``: the same table for a terminal; ``png``: the curves."""
-    template = resources.files("samsans.benchmark").joinpath("report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+def render(summary: Mapping[str, Any], text: str, pictures: Mapping[str, bytes]) -> str:
+    """The report of a summary as HTML text; ``text``: the same table for a terminal; ``pictures``: PNG by file name."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("samsans.benchmark", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
     environment.filters["number"] = number
-    return environment.from_string(template).render(
+    return environment.get_template(PAGES[summary["kind"]]).render(
         summary=summary,
         text=text,
-        curves=None if png is None else "data:image/png;base64," + base64.b64encode(png).decode("ascii"),
+        pictures={name: _uri(png) for name, png in pictures.items()},
         titles=TITLES,
         summaries=SUMMARIES,
         shares=noise.SHARES,
@@ -48,6 +52,10 @@ def render(summary: Mapping[str, Any], text: str, png: bytes | None) -> str:
         metrics=METRICS,
         version=samsans.__version__,
     )
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def number(value: float | None, digits: int = 3) -> str:

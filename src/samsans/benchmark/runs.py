@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,27 +18,100 @@ from samsans import api, io
 from samsans import config as configuration
 from samsans.benchmark.contestants import CONTESTANTS
 from samsans.benchmark.plan import Plan
-from samsans.config import RunConfig
+from samsans.data.cases import Dataset, find_cases
+from samsans.data.classes import read_classes
 from samsans.data.splits import Split
 from samsans.errors import InputError
 from samsans.inference import Segmenter
 from samsans.inference.manifest import hash_values
 from samsans.training.data import keep_plan
-from samsans.training.errors import TrainingStopped
+from samsans.training.errors import TrainingError, TrainingStopped
 from samsans.training.run import check_folder
 from samsans.training.run import train as fit
 from samsans.types import Batch, Needs, Progress
 
 OnProgress = Callable[[Progress], None]
+T = TypeVar("T")
 LENGTHS = ("steps", "epochs", "stop_epoch", "minutes")
+UNUSABLE = (InputError, TrainingError)
+FEWEST_PATIENTS = 3  # held out; with fewer, intervals over patients say nothing
+PEAK = Path("/proc/self/clear_refs")  # Linux: 5 forgets the largest resident size
+
+
+@dataclass
+class Course:
+    """How a benchmark is gone through, and what is noted on the way.
+
+    unsuited: contestants that cannot learn from these data, or whose loss is no longer a number, are left out, with a
+    note, instead of refused.
+    say: told of every part that begins.  on_progress: called instead of a bar in the terminal.
+    """
+
+    unsuited: bool = False
+    say: Callable[[str], None] = lambda line: None
+    on_progress: OnProgress | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, line: str) -> None:
+        """Say and keep a line."""
+        self.notes.append(line)
+        self.say(line)
+
+    def attempt(self, name: str, do: Callable[..., T], *about: Any) -> T | None:
+        """What ``do(*about)`` returns; where it is refused and contestants may be left out, a note and ``None``."""
+        try:
+            return do(*about)
+        except UNUSABLE as error:
+            self.refused(name, error)
+            return None
+
+    def refused(self, name: str, error: Exception) -> None:
+        """Note why a contestant is left out; raises the error where it may not be."""
+        if not self.unsuited:
+            raise error
+        why = "does not suit these data" if isinstance(error, InputError) else "could not be trained"
+        self.note(f"{name} {why}: {error}")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run took: trained numbers, and seconds of training (0 and 0 where nothing is trained)."""
+    """What a run took; parameters and seconds are 0 where nothing is trained.
 
-    trained_parameters: int
-    train_seconds: float
+    peak_memory_bytes: of training, on the GPU where there is one; ``None`` where nothing is trained, or not told.
+    """
+
+    trained_parameters: int | None = 0
+    train_seconds: float = 0.0
+    peak_memory_bytes: int | None = None
+
+
+def suited(plan: Plan, course: Course) -> Plan:
+    """The plan with those alone who mean something here, where others may be left out.
+
+    Raises InputError where nobody is left.
+    """
+    if not course.unsuited:
+        return plan
+    reasons = {name: reason for name in plan.names if (reason := plan.unsuited(name))}
+    for name, reason in reasons.items():
+        course.note(f"{name} is left out: {reason}.")
+    return _some(plan.without(*reasons), course)
+
+
+def train_all(plan: Plan, course: Course) -> Plan:
+    """Train every run of a plan, in turn; returns the plan with those who could be trained."""
+    trained = plan.trained
+    for place, name in enumerate(trained, start=1):
+        course.say(f"{place}/{len(trained)} training {name}")
+        if course.attempt(name, train, plan, name, course.on_progress) is None:
+            plan = plan.without(name)
+    return _some(plan, course)
+
+
+def _some(plan: Plan, course: Course) -> Plan:
+    if not plan.trained:
+        raise InputError("; ".join(course.notes) or "no methods to train", "at least one method that suits the data")
+    return plan
 
 
 def train(plan: Plan, name: str, on_progress: OnProgress | None = None) -> Path:
@@ -48,7 +122,8 @@ def train(plan: Plan, name: str, on_progress: OnProgress | None = None) -> Path:
         TrainingStopped: Ctrl-C; everything is saved.
     """
     run, config = plan.run(name), plan.settings(name)
-    if not finished(config, run):
+    if not finished(plan, name):
+        forget_peak()
         try:
             fit(config, run, resume=run.exists(), on_progress=on_progress)
         except TrainingStopped as error:
@@ -56,16 +131,17 @@ def train(plan: Plan, name: str, on_progress: OnProgress | None = None) -> Path:
     return run
 
 
-def finished(config: RunConfig, run: Path) -> bool:
-    """Whether ``run`` holds the whole training of ``config``; InputError where it is of another configuration."""
+def finished(plan: Plan, name: str) -> bool:
+    """Whether the run of a contestant is trained as long as asked; InputError where it is of another configuration."""
+    run, config = plan.run(name), plan.settings(name)
     if not (run / "config.yaml").is_file():
         return False
     check_folder(keep_plan(config, run), run, resume=True)
-    written = configuration.load(run / "config.yaml").train
-    if any(getattr(written, key) != getattr(config.train, key) for key in LENGTHS):
+    written = configuration.read_yaml(run / "config.yaml")["train"]
+    if any(written[key] != getattr(config.train, key) for key in LENGTHS):
         return False
     if not (run / "train.json").is_file():  # nothing to train, or interrupted
-        return config.method == "prompted"
+        return CONTESTANTS[name].frozen
     return bool(json.loads((run / "train.json").read_text(encoding="utf-8"))["finished"])
 
 
@@ -85,19 +161,60 @@ def same_split(plan: Plan) -> Split:
     return first
 
 
+def held_out(plan: Plan) -> tuple[Dataset, tuple[str, ...]]:
+    """The labelled cases that all runs held out, and notes; InputError where the runs are not of one split.
+
+    Where these are of fewer than three patients, every case counts as a patient of its own, so that there are
+    intervals (our decision).
+    """
+    split = same_split(plan)
+    classes = read_classes(plan.run(plan.trained[0]) / "classes.json")
+    dataset = find_cases(replace(plan.data, classes=plan.data.classes or {c.name: list(c.values) for c in classes}))
+    return tested(dataset, split)
+
+
+def tested(dataset: Dataset, split: Split) -> tuple[Dataset, tuple[str, ...]]:
+    """The labelled cases that a split holds out, and notes; see ``held_out``."""
+    ids = set(split.test or split.val)
+    cases = tuple(case for case in dataset.labelled if case.id in ids)
+    if not cases:
+        raise InputError(f"no held-out case of {dataset.root} has a mask", "a labelled case")
+    people = len({case.patient for case in cases})
+    if people >= FEWEST_PATIENTS or people == len(cases):
+        return replace(dataset, cases=cases), ()
+    note = (
+        f"All {len(cases)} held-out cases are of {people} patient{'s' if people > 1 else ''}: "
+        "intervals are over cases, and say little of other patients."
+    )
+    return replace(dataset, cases=tuple(replace(case, patient=case.id) for case in cases)), (note,)
+
+
 def cost(run: Path) -> Cost:
     """What a finished run took."""
     path = run / "train.json"
     if not path.is_file():
-        return Cost(0, 0.0)
+        return Cost()
     told = json.loads(path.read_text(encoding="utf-8"))
-    return Cost(int(told["parameters"]["trained"]), float(told["seconds"]))
+    return Cost(int(told["parameters"]["trained"]), float(told["seconds"]), told["peak_memory_bytes"])
+
+
+def forget_peak() -> None:
+    """Let the largest memory in use be measured from now on: of the GPU, and on Linux of this process.
+
+    Elsewhere a run's peak is that of the process so far.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    elif PEAK.exists():
+        PEAK.write_text("5")
 
 
 def identity(plan: Plan, name: str) -> str:
     """Hash of what a contestant answers with: the settings and the weights of its run."""
     run = plan.run(name)
-    settings = configuration.flatten(configuration.to_dict(configuration.load(run / "config.yaml")))
+    settings = configuration.flatten(configuration.read_yaml(run / "config.yaml"))
     kept = {
         key: str(value) for key, value in settings.items() if not key.startswith(("train.", "data.path", "data.cache"))
     }

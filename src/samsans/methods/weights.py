@@ -1,4 +1,5 @@
-"""Weights of a run on disk: only what was trained, on a named base, in safetensors; all, where the base was random."""
+"""Weights of a run on disk: only what was trained, on a named base, in safetensors; all, where the base was random or
+is the embedded one, trained whole."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from samsans import zoo
 from samsans.errors import InputError
 
 
@@ -26,12 +28,13 @@ def trained_names(method: nn.Module) -> tuple[str, ...]:
 
 
 def stored_names(method: nn.Module) -> tuple[str, ...]:
-    """Names of what a weights file holds: ``trained_names``; all entries where the base was random and is on no disk.
+    """Names of what a weights file holds: ``trained_names``; all entries where the base comes from the package.
 
-    A run from random weights then does not depend on how another version of samsans draws them.
+    A run from random weights then does not depend on how another version of samsans draws them, and one of an embedded
+    backbone trained whole not on the weights that another version brings.
     """
     trained = trained_names(method)
-    return tuple(method.state_dict()) if trained and _from_scratch(method) else trained
+    return tuple(method.state_dict()) if trained and _holds_all(method) else trained
 
 
 def trained_state(method: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
@@ -87,7 +90,7 @@ def load_weights(method: nn.Module, path: str | Path, names: Collection[str] | N
             f"{path} was trained on {notes.get('backbone') or 'no backbone'}, not on {base['backbone'] or 'none'}",
             todo=f"Build the method with backbone.name={notes.get('backbone')}",
         )
-    if notes.get("base_hash", "") != base["base_hash"] and not _from_scratch(method):
+    if notes.get("base_hash", "") != base["base_hash"] and not _holds_all(method):
         raise InputError(
             f"{path} was trained on other weights of {base['backbone']} than the ones on this machine",
             f"base weights with hash {notes.get('base_hash')}, not {base['base_hash']}",
@@ -141,8 +144,12 @@ def _base(method: nn.Module) -> dict[str, str]:
     return {"backbone": getattr(backbone, "name", ""), "base_hash": getattr(backbone, "base_hash", "")}
 
 
-def _from_scratch(method: nn.Module) -> bool:
-    return bool(getattr(getattr(method, "backbone", None), "from_scratch", False))
+def _holds_all(method: nn.Module) -> bool:
+    """Whether the file of a run needs no base beside it."""
+    backbone = getattr(method, "backbone", None)
+    entry = zoo.BACKBONES.get(getattr(backbone, "name", ""))
+    embedded = entry is not None and bool(entry.embedded) and not getattr(backbone, "frozen", True)
+    return embedded or bool(getattr(backbone, "from_scratch", False))
 
 
 def _groups(names: Iterable[str]) -> str:

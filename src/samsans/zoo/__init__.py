@@ -64,7 +64,7 @@ def show(name: str) -> str:
         rows = {
             "backbone": entry.name,
             "summary": entry.summary,
-            "weights": "random, seeded" if entry.from_scratch else f"{entry.hub_id} ({entry.megabytes} MB)",
+            "weights": source(entry),
             "here": "not needed" if entry.from_scratch else str(where(name) or "not on this machine"),
             "original": entry.url or "none",
             "licence": entry.licence,
@@ -76,13 +76,20 @@ def show(name: str) -> str:
     return "\n".join(f"{key:9} {value}" for key, value in rows.items())
 
 
+def source(entry: BackboneEntry) -> str:
+    """Where the weights of a backbone come from, in words."""
+    if entry.from_scratch:
+        return "random, seeded"
+    return f"{'part of samsans' if entry.embedded else entry.hub_id} ({entry.megabytes} MB)"
+
+
 def table() -> str:
     """Every backbone and method in two short tables."""
-    lines = [f"{'backbone':24}{'parameters':>12}{'size':>10}  {'licence':12}{'here':6}"]
+    lines = [f"{'backbone':24}{'parameters':>12}{'size':>10}  {'licence':14}{'here':6}"]
     for entry in list_backbones():
         here = "-" if entry.from_scratch else "yes" if where(entry.name) else "no"
         size = "-" if entry.from_scratch else f"{entry.megabytes} MB"
-        lines.append(f"{entry.name:24}{entry.parameters:>12,}{size:>10}  {entry.licence:12}{here:6}{entry.summary}")
+        lines.append(f"{entry.name:24}{entry.parameters:>12,}{size:>10}  {entry.licence:14}{here:6}{entry.summary}")
     lines += ["", f"{'method':14}{'arXiv':12}"]
     lines += [f"{entry.name:14}{entry.arxiv or '-':12}{entry.summary}" for entry in list_methods()]
     return "\n".join(lines)
@@ -91,10 +98,13 @@ def table() -> str:
 def where(name: str) -> Path | None:
     """The weights of a named backbone, a hub id or a path on this machine; ``None`` where they are not here.
 
-    Looks at ``name`` as a path, then for the original file in the current folder, then in the Hugging Face cache
-    (``~/.cache/huggingface``, or where ``huggingface_hub`` is told to keep it).  Never goes online.
+    An embedded file lies in this package.  Else looks at ``name`` as a path, then for the original file in the current
+    folder, then in the Hugging Face cache (``~/.cache/huggingface``, or where ``huggingface_hub`` is told to keep it).
+    Never goes online.
     """
     entry = BACKBONES.get(name)
+    if entry is not None and entry.embedded_file is not None:
+        return entry.embedded_file if entry.embedded_file.is_file() else None
     if entry is None and Path(name).exists():
         return Path(name)
     if entry is not None and entry.file_name and Path(entry.file_name).is_file():

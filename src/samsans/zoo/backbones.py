@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from samsans.architectures import (
     HIERAS,
     SAM2_SCRATCH,
     SAM2_TEST,
     SCRATCH,
+    SMALL,
     TINY,
     VIT_B,
     VIT_H,
@@ -17,6 +19,7 @@ from samsans.architectures import (
     SamArchitecture,
 )
 
+WEIGHTS = Path(__file__).parents[1] / "weights"
 META_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 META_URL_2 = "https://dl.fbaipublicfiles.com/segment_anything_2/"
 
@@ -40,6 +43,7 @@ class BackboneEntry:
     architecture: SamArchitecture | Sam2Architecture = field(repr=False)
     hub_id: str = ""
     url: str = ""
+    embedded: str = ""
 
     def architecture_for(self, input_size: int | None) -> SamArchitecture | Sam2Architecture:
         """The architecture for inputs of ``input_size`` pixels (``None``: its own size).
@@ -63,7 +67,18 @@ class BackboneEntry:
     @property
     def from_scratch(self) -> bool:
         """Whether it starts from random weights."""
-        return not self.hub_id
+        return not self.hub_id and not self.embedded
+
+    @property
+    def trained_whole(self) -> bool:
+        """Whether it is made to be trained in all its weights: random ones, and small ones that are given (preset
+        ``scratch``).  A frozen network of this size knows too little to be adapted by a few weights (our decision)."""
+        return self.from_scratch or bool(self.embedded)
+
+    @property
+    def embedded_file(self) -> Path | None:
+        """Where its weights lie in this package; ``None`` where they are not part of it."""
+        return WEIGHTS / self.embedded if self.embedded else None
 
     @property
     def file_name(self) -> str:
@@ -143,6 +158,25 @@ BACKBONES: dict[str, BackboneEntry] = {
             1_853_248,
             8,
             SCRATCH,
+        ),
+        BackboneEntry(
+            "samsans-small",
+            "sam",
+            "Small SAM at 256 px, part of this package: for demos, tests and little data",
+            "CC-BY-SA-4.0",
+            4_719_616,
+            10,
+            SMALL,
+            embedded="samsans-small.safetensors",
+        ),
+        BackboneEntry(
+            "small-scratch",
+            "sam",
+            "The network of samsans-small, random weights: for comparison",
+            "Apache-2.0",
+            4_719_616,
+            19,
+            SMALL,
         ),
         BackboneEntry("tiny", "sam", "Two blocks, random weights: for tests only", "Apache-2.0", 94_182, 1, TINY),
         *(
