@@ -90,8 +90,8 @@ def test_stability_of_videos(data: Path, trained: Path, tmp_path: Path) -> None:
 def test_an_object_that_no_frame_shows() -> None:
     dice = np.array([[0.5, np.nan], [0.7, np.nan]])
     lines = _table(("head", "ear"), dice, dice)
-    assert lines[1].split() == ["head", *"50.0 / 50.0 70.0 / 70.0 60.0 / 60.0".split(), "14.14", "20.00"]
-    assert lines[2].split() == ["ear", "in", "no", "case"]
+    told = [" ".join(line.split()) for line in lines[1:]]
+    assert told == ["head 50.0 / 50.0 70.0 / 70.0 60.0 / 60.0 14.14 20.00", "ear in no case"]
 
 
 def test_stability_of_some_objects(data: Path, trained: Path, tmp_path: Path) -> None:
