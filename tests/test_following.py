@@ -110,7 +110,11 @@ def test_an_image_is_a_video_of_one_frame() -> None:
     for index in range(3):
         alone = model.predict(colour(images[index]), pair(images, masks, 1), view="alone")
         assert np.array_equal(model.predict(colour(images[index]), pair(images, masks, 1)).labels, alone.labels)
-    assert [who for who, _ in names(model)] == ["start"] * 3
+        assert model.method.seen == []  # there is nothing to follow
+        frame = VideoSegmenter(model, pair(images, masks, 1)).step(colour(images[index]))
+        assert np.array_equal(frame.labels[None], alone.labels)
+        assert names(model) == [("start", "image")]
+        model.method.seen.clear()
 
 
 def test_own_view_and_unknown_views() -> None:

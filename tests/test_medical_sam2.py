@@ -257,6 +257,11 @@ def test_it_learns_to_find_what_the_mask_of_a_template_shows() -> None:
     assert own.min() > 0.6, own
     assert other.max() < 0.2, other
     assert learner.gauges(unseen)["rel_answer"] > 0.8
+    nothing = dataclasses.replace(unseen, masks=torch.zeros_like(unseen.masks[:, :1]))
+    assert learner.gauges(nothing) == {}
+    assert "episodes.synthetic" in str(learner.gauge_warning({"rel_answer": 0.01}, step=200, warmup=100))
+    assert learner.gauge_warning({"rel_answer": 0.01}, step=50, warmup=100) is None
+    assert learner.gauge_warning({"rel_answer": 0.8}, step=200, warmup=100) is None
 
 
 # -- configuration and errors -----------------------------------------------------------------------------------------

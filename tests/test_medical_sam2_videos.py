@@ -156,12 +156,14 @@ def test_unsure_frames_and_absent_objects() -> None:
 
 def test_the_commands_on_images_videos_and_a_volume(tmp_path: Path) -> None:
     data = write("video", tmp_path / "data", n=3, size=64, difficulty=0.0)
-    tiny = ("--backbone", "sam2-tiny-test", "--train.pictures_every", "0", "--train.accelerator", "cpu")
+    tiny = ("--backbone", "sam2-tiny-test", "--train.accelerator", "cpu")
     run, pair = tmp_path / "run", "{0}/images/video-0000/{1}:{0}/masks/video-0000/{1}"
     episodes = ("--episodes.images", "2", "--episodes.targets", "1", "--split.test", "0.34")
     train = ("train", "medical_sam2", data, "-o", run, "--steps", "2", *episodes, *tiny)
     assert cli.main([str(part) for part in train]) == 0
-    assert {"loss", "dice", "bce", "iou", "there"} <= set((run / "log.csv").read_text().splitlines()[0].split(","))
+    assert {"loss", "dice", "bce", "iou", "there", "gauge/rel_answer"} <= set(
+        (run / "log.csv").read_text().splitlines()[0].split(",")
+    )
     film = data / "images/video-0001"
     first = sorted((data / "images/video-0000").glob("*.png"))[0].name
     asked = ("predict", run, "-i", film, "--support", pair.format(data, first), "--task", "head", "--device", "cpu")

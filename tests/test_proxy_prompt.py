@@ -237,15 +237,21 @@ def test_gauges_see_whether_the_prompt_depends_on_the_mask(method: ProxyPrompt) 
     gauges = method.gauges(batch(4))
     assert set(gauges) == {"rel_values", "rel_context", "rel_prompt"}
     assert all(value > 0 for value in gauges.values())
-    assert set(method.gauges(batch(4, objects=1))) == set(gauges)
+    alone = batch(4, objects=1)
+    assert set(method.gauges(alone)) == set(gauges)
+    assert alone.masks is not None
+    alone.masks.zero_()  # the object is in no image: there is nothing to listen to
+    assert method.gauges(alone) == {}
     resembling = _resemblance(torch.ones(2, 2, 4, 8))
     assert float(resembling) == 1.0
     assert float(_resemblance(torch.stack([torch.ones(2, 4, 8), -torch.ones(2, 4, 8)], dim=1))) == 0.0
-    assert method.gauge_warning({"rel_prompt": 0.01}, step=200, warmup=100) is not None
+    assert "--preset scratch" in str(method.gauge_warning({"rel_prompt": 0.01}, step=200, warmup=100))
     assert method.gauge_warning({"rel_prompt": 0.01}, step=50, warmup=100) is None
     assert method.gauge_warning({"rel_prompt": 0.3}, step=200, warmup=100) is None
     direct = make(model__direct=True)  # the context enters the decoder too
     assert direct.gauge_warning({"rel_prompt": 0.01, "rel_context": 0.4}, step=200, warmup=100) is None
+    told = direct.gauge_warning({"rel_prompt": 0.01, "rel_context": 0.01}, step=200, warmup=100)
+    assert "--preset" not in str(told)  # it is in use
 
 
 def test_paper_counts_of_trained_parameters() -> None:  # check 15, section 3: 45,086,067 with ViT-H, 23,846,771 merged

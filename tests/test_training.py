@@ -248,6 +248,16 @@ def test_gauges_may_warn(tmp_path: Path) -> None:
         train(tmp_path, method=method, steps=3, pictures_every=2)
 
 
+@pytest.mark.parametrize("told", [{}, {"weight": 2.0}], ids=["no gauges", "no warnings"])
+def test_gauges_may_be_silent(tmp_path: Path, told: dict[str, float]) -> None:
+    method = DummyMethod()
+    method.gauges = lambda batch: told
+    if told:
+        method.gauge_warning = None  # type: ignore[assignment]
+    train(tmp_path, method=method, steps=2, pictures_every=2)
+    assert [row.get("gauge/weight", "") for row in read(tmp_path / "log.csv")] == ["", "2.0" if told else ""]
+
+
 def test_bfloat16_and_workers(tmp_path: Path) -> None:
     train(tmp_path / "a", steps=4, precision="bf16", workers=2)
     train(tmp_path / "b", steps=4, precision="bf16")

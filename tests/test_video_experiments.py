@@ -19,7 +19,7 @@ from samsans.data.phantoms import write
 from samsans.data.splits import Split
 from samsans.errors import InputError
 from samsans.experiments import Request, draws, held_out, run
-from samsans.experiments.stability import _candidates
+from samsans.experiments.stability import _candidates, _table
 from samsans.types import Case
 
 SAM2 = ("--backbone", "sam2-tiny-test", "--backbone.train", "lora")
@@ -85,6 +85,13 @@ def test_stability_of_videos(data: Path, trained: Path, tmp_path: Path) -> None:
             i for i, other in enumerate(this.slices.ids) if other.split("/")[0] == id.split("/")[0] and other < id
         ]
         assert not any(this.slices.present[i].all() for i in earlier)
+
+
+def test_an_object_that_no_frame_shows() -> None:
+    dice = np.array([[0.5, np.nan], [0.7, np.nan]])
+    lines = _table(("head", "ear"), dice, dice)
+    told = [" ".join(line.split()) for line in lines[1:]]
+    assert told == ["head 50.0 / 50.0 70.0 / 70.0 60.0 / 60.0 14.14 20.00", "ear in no case"]
 
 
 def test_stability_of_some_objects(data: Path, trained: Path, tmp_path: Path) -> None:

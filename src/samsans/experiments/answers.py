@@ -137,12 +137,16 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def _text(convention: str, summaries: Mapping[str, Summary], seconds: Mapping[str, float]) -> str:
     first = next(iter(summaries.values()))
     lines = [f"{first.n} scored, convention {convention}"]
+    wide = max(12, *(len(answer) + 2 for answer in summaries))
     for metric, (title, digits) in SHOWN.items():
+        cells = _cells(summaries, metric)
+        if all(value is None for numbers in cells.values() for value in numbers):
+            continue
         unit = f" [{first.unit}]" if metric == "hd95_mm" else ""
-        lines += ["", f"{title + unit:16}" + "".join(f"{answer:>12}" for answer in summaries)]
-        for name, numbers in _cells(summaries, metric).items():
-            lines.append(f"{name:16}" + "".join(f"{_number(value, digits):>12}" for value in numbers))
-    lines += ["", f"{'seconds a case':16}" + "".join(f"{seconds[answer]:>12.2f}" for answer in summaries)]
+        lines += ["", f"{title + unit:16}" + "".join(f"{answer:>{wide}}" for answer in summaries)]
+        for name, numbers in cells.items():
+            lines.append(f"{name:16}" + "".join(f"{_number(value, digits):>{wide}}" for value in numbers))
+    lines += ["", f"{'seconds a case':16}" + "".join(f"{seconds[answer]:>{wide}.2f}" for answer in summaries)]
     return "\n".join(lines)
 
 

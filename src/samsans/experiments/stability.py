@@ -15,9 +15,10 @@ from samsans.data.splits import Split
 from samsans.errors import InputError
 from samsans.experiments import Request
 from samsans.experiments.ablation import trained_parameters
-from samsans.experiments.draws import Study, merges, object_dice, patients_first, plain, score_draws, study
+from samsans.experiments.draws import Study, mean_dice, merges, object_dice, patients_first, plain, score_draws, study
 from samsans.experiments.held_out import are_frames, score, segment, table, video_means
 from samsans.experiments.published_proxy_prompt import published_lines, told
+from samsans.metrics.statistics import class_means
 
 PAIRS = 5
 
@@ -69,12 +70,12 @@ def stability(asked: Request, objects: Sequence[str] = ()) -> str:
         dice, iou = (video_means(values, found.shown, this.cases) for values in (found.dice, found.iou))  # (pairs, N)
     else:
         dice, iou = object_dice(found.dice), object_dice(found.iou)
-    averages = dice.mean(1)
+    averages = class_means(dice.T)  # over the objects that some case shows
     spread = _spread(averages)
     rows = [{"object": name, "dice": plain(dice[:, n]), "iou": plain(iou[:, n])} for n, name in enumerate(this.objects)]
     about: dict[str, Any] = {"run": str(asked.run_folder), "part": part, "pairs": names, "patients": patients}
     about |= {"cases": len(this.cases), "videos": len({case.video for case in this.cases}) if videos else None}
-    pooled = _spread(object_dice(found.dice).mean(1)) if videos else None
+    pooled = _spread(mean_dice(found.dice)) if videos else None
     shared = {"ddof": 1, "rows": rows, "averages": plain(averages), **spread, "all_frames_alike": pooled}
     io.write_json(asked.out / "stability.json", about | shared)
     _draw(this.objects, found, dice, asked.out / "stability.png")
@@ -174,6 +175,9 @@ def _table(objects: Sequence[str], dice: np.ndarray, iou: np.ndarray) -> list[st
     lines = [f"{'Dice / IoU':14}{heads}{'average':>14}{'std':>7}{'max-min':>9}"]
     for n, name in enumerate(objects):
         cells = [f"{100 * d:.1f} / {100 * u:.1f}" for d, u in zip(dice[:, n], iou[:, n], strict=True)]
+        if np.isnan(dice[:, n]).all():
+            lines.append(f"{name:14}  in no case")
+            continue
         cells.append(f"{100 * dice[:, n].mean():.1f} / {100 * iou[:, n].mean():.1f}")
         spread = f"{100 * dice[:, n].std(ddof=1):7.2f}{100 * np.ptp(dice[:, n]):9.2f}"
         lines.append(f"{name:14}" + "".join(f"{cell:>14}" for cell in cells) + spread)

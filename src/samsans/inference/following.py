@@ -1,11 +1,13 @@
 """Videos and volumes through a method that follows objects from frame to frame: in order, one at a time.
 
 A volume is a video, too: its slices are frames, from a start slice outwards.  With labels shown that is the slice that
-shows most objects, of those the one where they are largest; otherwise the middle one (our decision).
+shows most of the wanted objects, of those the one where they are largest; otherwise the middle one (our decision).
+What labels show is judged as the method sees them, in its own size: there a few pixels may vanish.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,32 +15,39 @@ import numpy as np
 from torch import Tensor
 
 from samsans.data.classes import class_masks
+from samsans.data.transforms import Preprocess
 from samsans.inference.choosing import chooser
 from samsans.inference.jobs import Target
 from samsans.inference.slices import Runner, SliceJob
 from samsans.types import Batch, ClassInfo
 
 
-def start_slice(job: SliceJob) -> int | None:
-    """The slice that following begins at; ``None`` where labels are shown and no slice of them shows an object."""
+def start_slice(job: SliceJob, classes: Sequence[ClassInfo], preprocess: Preprocess) -> int | None:
+    """The slice that following ``classes`` begins at; ``None`` where labels are shown and none of them shows any."""
     if job.truth is None:
         return job.depth // 2
-    shown = (class_masks(labels, job.truth_classes) for labels in job.truth)  # slice by slice: little memory
+    shown = (_seen(labels, classes, preprocess) for labels in job.truth)  # slice by slice: little memory
     sizes = [(int(masks.any((1, 2)).sum()), int(masks.sum())) for masks in shown]
     most = max(sizes)
     return sizes.index(most) if most[0] else None
 
 
-def shows(labels: np.ndarray, classes: Sequence[ClassInfo]) -> bool:
-    """Whether a label map, values as in the label files, shows any of the objects."""
-    return any(bool(np.isin(labels, info.values).any()) for info in classes)
+def shows(labels: np.ndarray, classes: Sequence[ClassInfo], preprocess: Preprocess) -> bool:
+    """Whether a label map ``(H, W)``, values as in the label files, shows any of the objects to the method."""
+    return bool(_seen(labels, classes, preprocess).any())
+
+
+def _seen(labels: np.ndarray, classes: Sequence[ClassInfo], preprocess: Preprocess) -> np.ndarray:
+    """The masks ``(N, h, w)`` of ``Preprocess.labels`` without their padding."""
+    return class_masks(preprocess.sample(labels), classes)
 
 
 class FollowRunner(Runner):
     """Runs jobs through a method whose ``follows(view)`` is true; at most two followers are in memory, and one frame.
 
     From the start slice of a volume forwards to its last, then, as from the start slice alone, backwards to its first.
-    Labels are shown with the start slice and no other; where they show no object, all slices are empty.  Arguments are
+    Labels are shown with the start slice and no other; where they show no wanted object, all slices are empty.  Single
+    images have nothing to follow: unless they need their label, they go through the method in batches.  Arguments are
     those of ``Runner``, whose batches hold one frame here.
     """
 
@@ -48,14 +57,13 @@ class FollowRunner(Runner):
 
     def run(self, jobs: Iterable[SliceJob], target: Target, *, probabilities: bool = False) -> Iterator[SliceJob]:
         """Yield every job when its last slice is done, in order."""
-        for job in jobs:
-            job.allocate(target.classes, probabilities, target.samples)
-            start = start_slice(job)
-            if start is None:
-                job.done = job.depth
+        single = Runner(self.method, self.preprocess, self.device, self.precision, self.batch_size)
+        labelled = self.method.needs.first_label
+        for alone, some in itertools.groupby(jobs, lambda job: job.depth == 1 and not labelled):
+            if alone:
+                yield from single.run(some, target, probabilities=probabilities)
             else:
-                self._outwards(job, start, target)
-            yield job
+                yield from self._volumes(some, target, probabilities)
 
     @property
     def begun(self) -> bool:
@@ -65,15 +73,25 @@ class FollowRunner(Runner):
     def frames(self, jobs: Iterable[SliceJob], target: Target) -> Iterator[SliceJob]:
         """Yield the frames of one video, each a job of one slice, as they are done; the next call goes on with it.
 
-        Where a first label is needed, frames before one that shows an object are empty.
+        Where a first label is needed, frames before one that shows a wanted object are empty.
         """
         for job in jobs:
             job.allocate(target.classes, False, target.samples)
             waits = not self.begun and self.method.needs.first_label
-            if waits and (job.truth is None or not shows(job.truth, job.truth_classes)):
+            if waits and (job.truth is None or not shows(job.truth[0], target.classes, self.preprocess)):
                 job.done = 1
             else:
                 self._segment([(job, 0)], target)
+            yield job
+
+    def _volumes(self, jobs: Iterable[SliceJob], target: Target, probabilities: bool) -> Iterator[SliceJob]:
+        for job in jobs:
+            job.allocate(target.classes, probabilities, target.samples)
+            start = start_slice(job, target.classes, self.preprocess)
+            if start is None:
+                job.done = job.depth
+            else:
+                self._outwards(job, start, target)
             yield job
 
     def _outwards(self, job: SliceJob, start: int, target: Target) -> None:

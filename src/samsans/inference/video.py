@@ -116,8 +116,8 @@ class VideoSegmenter:
         """Segment one frame ``(H, W, 3)`` uint8.
 
         labels: its true label map ``(H, W)``, values as in the label files; of methods with ``needs.first_label``
-        alone, and once: the first frame whose labels show an object is what the frames after it follow, those before it
-        are empty.
+        alone, and once: the first frame whose labels show a wanted object is what the frames after it follow, those
+        before it are empty.
         """
         return next(self.run([frame], {} if labels is None else {0: labels}))
 

@@ -312,7 +312,7 @@ def _predict(
 
 
 def _first_label(model: VideoSegmenter, source: Source) -> dict[int, np.ndarray]:
-    """By its number the label map of the first frame that shows an object, of methods that need one; else empty.
+    """By its number the label map of the first frame that shows a wanted object, of methods that need one; else empty.
 
     InputError where there is none.
     """
@@ -320,7 +320,7 @@ def _first_label(model: VideoSegmenter, source: Source) -> dict[int, np.ndarray]
         return {}
     for number, read in source.labels.items():
         label = read()
-        if shows(label, model.segmenter.classes):
+        if shows(label, model.classes, model.segmenter.preprocess):
             return {number: label}
     raise model.segmenter.no_truth(source.id)
 

@@ -26,6 +26,15 @@ def episode(batch: Batch) -> tuple[Tensor, Tensor]:
     return batch.masks, batch.targets
 
 
+def other_masks(masks: Tensor) -> Tensor | None:
+    """Masks ``(B, N, S, S)`` that ask for something else, to see whether a method listens: swapped between objects.
+
+    A single object's masks are emptied.  ``None`` where that would change nothing.
+    """
+    swapped = masks.roll(1, dims=1) if masks.shape[1] > 1 else torch.zeros_like(masks)
+    return None if torch.equal(swapped, masks) else swapped
+
+
 def visible_tokens(batch: Batch, grid: int) -> Tensor:
     """``(B, grid^2)`` bool, row by row: tokens that hold any image, all of them unless images were padded."""
     images = batch.images

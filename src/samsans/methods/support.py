@@ -42,10 +42,11 @@ class Bank:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in shared}
 
     def select(self, pairs: Sequence[int]) -> Self:
-        """The bank of some of the pairs."""
-        chosen: dict[str, Any] = {
-            name: one[torch.as_tensor(list(pairs), device=one.device)] for name, one in self.tensors.items()
-        }
+        """The bank of some of the pairs, one at least; InputError where there are none."""
+        if len(pairs) == 0:
+            raise InputError("no support pairs selected", f"numbers of some of {self.K} pairs, 0 to {self.K - 1}")
+        numbers = torch.as_tensor(list(pairs), dtype=torch.int64)
+        chosen: dict[str, Any] = {name: one[numbers.to(one.device)] for name, one in self.tensors.items()}
         return dataclasses.replace(self, ids=tuple(self.ids[i] for i in pairs), **chosen)
 
     def to(self, device: str | torch.device) -> Self:

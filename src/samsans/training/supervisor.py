@@ -152,7 +152,8 @@ class Supervisor(pl.Callback):
         with self._evaluating(trainer):
             gauges = {name: float(value) for name, value in self.method.gauges(batch).items()}
         session.row |= {f"gauge/{name}": value for name, value in gauges.items()}
-        advice = self.method.gauge_warning(gauges, session.position.step, session.config.train.warmup)
+        judge = getattr(self.method, "gauge_warning", None)
+        advice = judge(gauges, session.position.step, session.config.train.warmup) if judge and gauges else None
         if advice:
             warnings.warn(advice, stacklevel=2)
 

@@ -47,6 +47,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {"k_test": 8},
         "episodes": {"images": 8, "targets": 8, "volume_supports": [], "synthetic": 0.3},
         "augment": {"flip": 0.5, "rotate": 15.0, "scale": 0.1, "intensity": 0.1},
-        "train": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01, "schedule": "cosine", "warmup": 50},
+        "train": {"optimizer": "adamw", "lr": 3e-4, "weight_decay": 0.01, "schedule": "cosine", "warmup": 50},
     },
 }

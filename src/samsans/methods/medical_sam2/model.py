@@ -18,7 +18,7 @@ from samsans.backbones.sam2_network import MEMORIES, Reading
 from samsans.backbones.sam2_video import ABSENT, Proxy, Tracker
 from samsans.errors import InputError
 from samsans.methods.classes import one_stage
-from samsans.methods.episodes import episode, fingerprint, to_tokens, upsample, visible_tokens
+from samsans.methods.episodes import episode, fingerprint, other_masks, to_tokens, upsample, visible_tokens
 from samsans.methods.followers import TrackedVideo
 from samsans.methods.medical_sam2.config import BANKS, MedicalSam2Config
 from samsans.methods.medical_sam2.sorting import SortedTracker
@@ -189,13 +189,25 @@ class MedicalSam2(nn.Module):
     def gauges(self, batch: Batch) -> dict[str, float]:
         """Does the answer depend on the masks?  ``|a - b| / |a|`` of the logits when the templates' masks are swapped.
 
-        Masks are swapped between objects; a single object's masks are emptied.
+        Masks as of ``other_masks``; nothing where they would be the same.
         """
         masks, targets = episode(batch)
-        swapped = masks.roll(1, dims=1) if masks.shape[1] > 1 else torch.zeros_like(masks)
+        swapped = other_masks(masks)
+        if swapped is None:
+            return {}
         embedding = self.backbone.encode(batch.images)
         a, b = (self._read_episode(embedding, shown, targets).logits for shown in (masks, swapped))
         return {"rel_answer": float((a - b).norm() / a.norm().clamp_min(1e-12))}
+
+    def gauge_warning(self, gauges: Mapping[str, float], step: int, warmup: int) -> str | None:
+        """A sentence when the answer still ignores the templates' masks after warm-up."""
+        heard = gauges["rel_answer"]
+        if step <= warmup or heard >= 0.05:
+            return None
+        return (
+            f"the answer hardly depends on the templates' masks (relative change {heard:.3f} at step {step}): train "
+            "longer, or raise episodes.synthetic, whose masks follow rules that the templates alone tell"
+        )
 
     # -- still images -------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from samsans.backbones import Sam, Sam2, add_lora, load_backbone, merge_lora
 from samsans.backbones.sam2_video import ABSENT, Tracker
 from samsans.errors import InputError
-from samsans.methods.episodes import episode, fingerprint, to_tokens, upsample, visible_tokens
+from samsans.methods.episodes import episode, fingerprint, other_masks, to_tokens, upsample, visible_tokens
 from samsans.methods.followers import TrackedVideo
 from samsans.methods.proxy_prompt.bridge import Bridge
 from samsans.methods.proxy_prompt.ccm import Ccm
@@ -331,10 +331,12 @@ class ProxyPrompt(nn.Module):
     def gauges(self, batch: Batch) -> dict[str, float]:
         """Does the prompt depend on the mask?  ``|a - b| / |a|`` of three tensors when the support masks are swapped.
 
-        Masks are swapped between objects; a single object's masks are emptied (decision D-35).
+        Masks as of ``other_masks`` (decision D-35); nothing where they would be the same.
         """
         masks, targets = episode(batch)
-        swapped = masks.roll(1, dims=1) if masks.shape[1] > 1 else torch.zeros_like(masks)
+        swapped = other_masks(masks)
+        if swapped is None:
+            return {}
         seen = []
         for shown in (masks, swapped):
             embedding, keys, values = self._encode_all(batch.images, shown)
@@ -352,11 +354,10 @@ class ProxyPrompt(nn.Module):
         heard = gauges["rel_prompt"] if self.direct is None else max(gauges["rel_prompt"], gauges["rel_context"])
         if step <= warmup or heard >= 0.05:
             return None
-        return (
-            f"the prompt hardly depends on the support mask (relative change {heard:.3f} "
-            f"at step {step}): raise model.csm.mask_gain, lower model.csm.image_gain and fsup_gain, "
-            "or use --preset scratch"
-        )
+        advice = "raise model.csm.mask_gain, lower model.csm.image_gain and fsup_gain"
+        if self.direct is None:
+            advice += ", or use --preset scratch"
+        return f"the prompt hardly depends on the support mask (relative change {heard:.3f} at step {step}): {advice}"
 
 
 def _resemblance(prompts: Tensor) -> Tensor:

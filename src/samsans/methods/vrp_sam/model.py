@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from samsans.backbones import Sam, load_backbone
 from samsans.backbones.sam2_network import sine_positions
 from samsans.errors import InputError
-from samsans.methods.episodes import episode, fingerprint, to_tokens, upsample, visible_tokens
+from samsans.methods.episodes import episode, fingerprint, other_masks, to_tokens, upsample, visible_tokens
 from samsans.methods.vrp_sam.config import VrpSamConfig
 from samsans.methods.vrp_sam.features import Features, FrozenResNet, load_resnet
 from samsans.methods.vrp_sam.reading import Reader, likeness, prototypes, read_masks
@@ -268,11 +268,13 @@ class VrpSam(nn.Module):
     def gauges(self, batch: Batch) -> dict[str, float]:
         """Does the prompt depend on the mask?  ``|a - b| / |a|`` when the support masks are swapped.
 
-        Of the prompt tokens, and on the direct path of the dense prompt, too.  Masks are swapped between objects; a
-        single object's masks are emptied.
+        Of the prompt tokens, and on the direct path of the dense prompt, too.  Masks as of ``other_masks``; nothing
+        where they would be the same.
         """
         masks, targets = episode(batch)
-        swapped = masks.roll(1, dims=1) if masks.shape[1] > 1 else torch.zeros_like(masks)
+        swapped = other_masks(masks)
+        if swapped is None:
+            return {}
         seen = self._see(self._look(batch.images), batch)
         (a, read), (b, other) = (self._prompts(seen, shown, targets, batch) for shown in (masks, swapped))
         gauges = {"rel_prompt": float((a - b).norm() / a.norm().clamp_min(1e-12))}
@@ -281,14 +283,15 @@ class VrpSam(nn.Module):
         return gauges
 
     def gauge_warning(self, gauges: Mapping[str, float], step: int, warmup: int) -> str | None:
-        """A sentence when the prompt still ignores the support mask after warm-up."""
-        heard = max(gauges.values())
+        """A sentence when the prompt still ignores the support mask after warm-up.
+
+        The prompt tokens are judged alone: the dense prompt is made of the masks themselves and always changes.
+        """
+        heard = gauges["rel_prompt"]
         if step <= warmup or heard >= 0.05:
             return None
-        return (
-            f"the prompt hardly depends on the support mask (relative change {heard:.3f} at step {step}): "
-            "raise model.mask_gain, or use --preset scratch"
-        )
+        advice = "raise model.mask_gain" if self.config.direct else "raise model.mask_gain, or use --preset scratch"
+        return f"the prompt hardly depends on the support mask (relative change {heard:.3f} at step {step}): {advice}"
 
 
 def build(config: RunConfig, objects: tuple[str, ...]) -> VrpSam:
