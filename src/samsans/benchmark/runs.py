@@ -103,7 +103,8 @@ def train_all(plan: Plan, course: Course) -> Plan:
     trained = plan.trained
     for place, name in enumerate(trained, start=1):
         course.say(f"{place}/{len(trained)} training {name}")
-        if course.attempt(name, train, plan, name, course.on_progress) is None:
+        users = ", ".join(one for one in plan.names if name in (one, CONTESTANTS[one].of))
+        if course.attempt(users, train, plan, name, course.on_progress) is None:
             plan = plan.without(name)
     return _some(plan, course)
 
