@@ -25,7 +25,7 @@ from samsans.methods.proxy_prompt.context import context_encoder_of
 from samsans.methods.proxy_prompt.memory import memory_of
 from samsans.methods.proxy_prompt.selective import mean_readout, selective_readout
 from samsans.methods.proxy_prompt.support import SupportBank
-from samsans.ops.losses import dice_loss
+from samsans.ops.losses import area_loss, dice_loss
 from samsans.ops.timing import Timer
 from samsans.types import Batch, Embedding, Needs, ParamGroup, Prompt, Stage
 
@@ -258,8 +258,7 @@ class ProxyPrompt(nn.Module):
             parts["contrast"] = _resemblance(output.prompts)
             total = total + config.mask_contrast * parts["contrast"]
         if config.read and output.read is not None:
-            cells = F.adaptive_avg_pool2d(truth.float(), output.read.shape[-1])
-            parts["read"] = F.binary_cross_entropy(output.read.float().clamp(1e-4, 1 - 1e-4), cells)
+            parts["read"] = area_loss(output.read, truth)
             total = total + config.read * parts["read"]
         return {"loss": total, **parts}
 
