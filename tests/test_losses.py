@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from samsans.ops.losses import cross_entropy, dice_loss, softmax_dice_loss
+from samsans.ops.losses import area_loss, cross_entropy, dice_loss, softmax_dice_loss
 
 
 def test_value_by_hand() -> None:
@@ -104,3 +104,19 @@ def test_softmax_losses_are_float32_under_autocast() -> None:
             value = function(logits, labels)
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, function(logits.float(), labels))
+
+
+def test_shares_of_cells_by_hand_and_never_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = torch.tensor([[[[1, 1, 0, 0], [1, 0, 0, 0]]]], dtype=torch.bool)  # in cells of 1 x 2: 1, 0 and 1/2, 0
+    shares = torch.tensor([[[[1.0, 0.0], [0.5, 0.5]]]])
+    asked, own = [], torch.nn.functional.binary_cross_entropy
+
+    def watched(*arguments: torch.Tensor) -> torch.Tensor:
+        asked.append((torch.is_autocast_enabled("cpu"), arguments[0].dtype))
+        return own(*arguments)
+
+    monkeypatch.setattr(torch.nn.functional, "binary_cross_entropy", watched)  # refused on CUDA under autocast
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = area_loss(shares.bfloat16(), target)
+    assert asked == [(False, torch.float32)]
+    assert float(found) == pytest.approx((2 * 1e-4 + 2 * 0.6931) / 4, abs=1e-4)

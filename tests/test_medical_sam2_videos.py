@@ -38,7 +38,7 @@ def test_the_memory_that_tells_least_by_hand() -> None:
 
 
 def test_frames_are_kept_by_confidence_and_read_by_likeness(method: MedicalSam2) -> None:
-    tracker = SortedTracker(method.backbone, 1, size=2, min_confidence=0.5, gate=True)
+    tracker = SortedTracker(method.backbone, 1, size=2, min_confidence=0.5, gate=False, gate_memories=True)
     maps = torch.eye(3)[:, :, None, None]  # three frames that have nothing in common
 
     def see(frame: int, image: torch.Tensor, memory: list[float], iou: float = 1.0, score: float = 1.0) -> None:
@@ -85,7 +85,7 @@ def test_the_first_frame_is_an_image_and_views_are_banks(method: MedicalSam2, vi
 def test_recent_is_sam2s_own_bank_beside_the_templates(method: MedicalSam2) -> None:
     bank, film = method.encode_support(batch(1)), target(3)
     follower = method.follow(("a", "b"), bank, "recent")
-    tracker = Tracker(method.backbone, 2, frames=6, multimask=False, gate=False)
+    tracker = Tracker(method.backbone, 2, frames=6, multimask=False, gate=False, gate_memories=True)
     templates = method.templates(bank.spatial[None], bank.pointers[None])
     for i in range(3):
         want = tracker.step(film.images[i], proxy=templates)
@@ -131,6 +131,27 @@ def test_memory_does_not_grow(method: MedicalSam2) -> None:
         sizes.append([len(kept) for kept in follower.tracker.best])
         assert not any(len(kept) for kept in (*follower.tracker.recent, *follower.tracker.conditioning))
     assert sizes[4:] == [[5, 5], *[[6, 6]] * 7]
+
+
+@pytest.mark.parametrize("scores", [0.0, 1.0])
+def test_frames_without_the_object_are_not_remembered_where_scores_are_learnt(scores: float) -> None:
+    method = make(model__min_confidence=0.0, model__scores=scores).eval()
+    with torch.no_grad():
+        method.backbone.model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(-100)
+    follower = method.follow(("a", "b"), method.encode_support(batch(1)), "sorted")
+    assert isinstance(follower.tracker, SortedTracker)
+    assert (follower.step(target()) > ABSENT / 2).all()  # the answer is not gated
+    assert [len(kept) for kept in follower.tracker.best] == ([0, 0] if scores else [1, 1])
+
+
+def test_nothing_is_made_in_vain(method: MedicalSam2, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, made, own = method.encode_support(batch(1)), [], method.templates
+    monkeypatch.setattr(method, "templates", lambda *given: made.append(len(given)) or own(*given))
+    monkeypatch.setattr(method.backbone, "remember", lambda *_: pytest.fail("no frame is remembered"))
+    follower = method.follow(("a", "b"), bank, "none")
+    frames = [follower.step(target()) for _ in range(3)]
+    assert made == [2]  # once
+    assert torch.equal(frames[0], frames[2])
 
 
 def test_unsure_frames_and_absent_objects() -> None:

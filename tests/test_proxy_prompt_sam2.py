@@ -224,6 +224,8 @@ def test_twenty_steps_of_training_fall() -> None:
     [("mem_map", "linear"), ("mem_pos", "sine16"), ("memory_mode", "proxy_plus_bank"), ("gate_by_object_score", True)],
 )
 def test_sam_has_no_memory(name: str, value: str) -> None:
-    with pytest.raises(InputError, match=rf"model.{name} {value} for tiny.*a SAM 2"):
+    with pytest.raises(
+        InputError, match=rf"model.{name} {value} for tiny.*a SAM 2.*\n?.*Leave model.{name} at its default"
+    ):
         make(backbone__name="tiny", backbone__input_size=64, **{f"model__{name}": value})
     assert make(backbone__name="tiny", backbone__input_size=64).memory is None

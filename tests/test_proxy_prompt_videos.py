@@ -180,5 +180,15 @@ def test_gating_by_the_object_score(monkeypatch: pytest.MonkeyPatch) -> None:  #
         for found in (watch(made, [target()], bank, mode) for mode in MODES):
             assert bool((found[0, 1] == ABSENT).all()) is gate
             assert (found[0, 0] > ABSENT / 2).all()
+        for scratch in (False, True):  # memories follow a score that was published
+            made.backbone.from_scratch = scratch
+            for mode in MODES[1:]:
+                follower = made.follow(bank.objects, bank, mode)
+                follower.step(target())
+                tracker = follower.tracker
+                kept = tracker.conditioning if mode == "proxy_first_frame" else tracker.recent
+                nothing = made.backbone.model.no_object_pointer[0]
+                assert torch.equal(kept[1][0].pointer, nothing) is (gate or not scratch)
+                assert not torch.equal(kept[0][0].pointer, nothing)
         trained = made.train()(dataclasses.replace(batch(2), targets=torch.tensor([0]))).logits
         assert (trained > ABSENT / 2).all()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from proxy_training import train_beside, two_objects
 from samsans import io
@@ -104,6 +105,24 @@ def test_stability_of_some_objects(data: Path, trained: Path, tmp_path: Path) ->
         run("stability", DataConfig(path=str(data)), trained, tmp_path, objects=["ear"])
 
 
+def test_stability_of_an_object_that_no_tested_case_shows(data: Path, trained: Path, tmp_path: Path) -> None:
+    held = {case.video for case in asked(data, trained, tmp_path).held_out(find_cases(DataConfig(path=str(data))))}
+    other = Path(shutil.copytree(data, tmp_path / "data"))
+    for file in (path for path in sorted((other / "masks").rglob("*.png")) if path.parent.name in held):
+        labels = np.asarray(Image.open(file))
+        Image.fromarray(np.where(labels == 1, 0, labels).astype(np.uint8)).save(file)
+    classes = find_cases(DataConfig(path=str(data))).classes
+    (gone,) = [info.name for info in classes if info.values == (1,)]
+    with pytest.raises(InputError, match=f"none of the 10 tested cases shows {gone}"):
+        run("stability", DataConfig(path=str(other)), trained, tmp_path / "out", objects=[gone])
+    assert not (tmp_path / "out/masks").exists()
+
+
+def test_memories_are_no_stages(data: Path, trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"remember frames.*experiment `memory`"):
+        run("stages", DataConfig(path=str(data)), trained, tmp_path)
+
+
 def test_memory_modes_side_by_side(data: Path, trained: Path, tmp_path: Path) -> None:
     text = run("memory", DataConfig(path=str(data)), trained, tmp_path)
     told = json.loads((tmp_path / "memory.json").read_text())
@@ -131,7 +150,7 @@ def test_runs_that_remember_are_segmented_as_videos(
     remembers = copied(trained, tmp_path)
     config = remembers / "config.yaml"
     config.write_text(config.read_text().replace("memory_mode: proxy_only", "memory_mode: proxy_plus_bank"))
-    with pytest.raises(InputError, match="memory_mode proxy_plus_bank"):
+    with pytest.raises(InputError, match=r"follows objects \(proxy_plus_bank\)"):
         run("grid", DataConfig(path=str(data)), remembers, tmp_path / "grid")
     out = tmp_path / "out"
     run("stability", DataConfig(path=str(data)), remembers, out, limit=5)

@@ -141,7 +141,8 @@ class Backbone(nn.Module):
         """SAM's own prompt encoder, with gradients.
 
         image_index: ``(P,)`` int64.  points: ``(P, n, 2)`` x, y in model pixels; point_labels: ``(P, n)``, 1 inside,
-        0 outside, -1 padding.  boxes: ``(P, 4)`` x0, y0, x1, y1 in model pixels.  masks: ``(P, 1, 4g, 4g)`` logits.
+        0 outside, -1 padding.  boxes: ``(P, 4)`` x0, y0, x1, y1 in model pixels.  masks: ``(P, 1, 4g, 4g)`` logits of
+        any precision.
         """
         if (points is None) != (point_labels is None):
             raise InputError("Points without labels, or labels without points", "both or neither")
@@ -153,7 +154,7 @@ class Backbone(nn.Module):
                 input_points=None if points is None else points[:, None].float(),
                 input_labels=None if point_labels is None else point_labels[:, None],
                 input_boxes=None if boxes is None else boxes[:, None].float(),
-                input_masks=masks,
+                input_masks=None if masks is None else masks.to(torch.promote_types(masks.dtype, torch.float32)),
             )
         tokens = self.no_tokens(len(image_index)) if sparse is None else sparse[:, 0]
         return Prompt(tokens, self.dense_default() if masks is None else dense, image_index)

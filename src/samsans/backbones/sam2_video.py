@@ -129,6 +129,7 @@ class Tracker:
         mask at 4g, as results are) or as in ``transformers`` (the token of highest predicted IoU; the mask as it is).
     multimask: on frames without prompts take the best of three masks, as SAM 2 does, or else the single one.
     gate: leave an object out of the frames where its score says that it is not there.
+    gate_memories: remember of such frames that it is not there, as SAM 2 does; by default where ``gate`` is true.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class Tracker:
         masks: Literal["original", "transformers"] = "original",
         multimask: bool = True,
         gate: bool = True,
+        gate_memories: bool | None = None,
     ) -> None:
         if objects < 1 or conditioning < 1:
             raise InputError(f"{objects} objects and {conditioning} conditioning frames", "at least one of each")
@@ -152,6 +154,7 @@ class Tracker:
         self.spatial = MEMORIES - 1 if frames is None else frames
         self.pointers = self.most - 1 if frames is None else min(frames, self.most - 1)
         self.masks, self.multimask, self.gate = masks, multimask, gate
+        self.gate_memories = gate if gate_memories is None else gate_memories
         self.index = 0
         self.conditioning: list[deque[Memory]] = [deque(maxlen=conditioning) for _ in range(objects)]
         self.recent: list[deque[Memory]] = [deque(maxlen=POINTERS - 1) for _ in range(objects)]
@@ -274,10 +277,11 @@ class Tracker:
     def _read(self, reading: Reading, prompted: bool) -> list[Found]:
         """Gate by the object score, make pointers, and the masks that memories are made of."""
         sam2 = self.sam2
-        there = reading.scores > 0 if self.gate else torch.ones_like(reading.scores, dtype=torch.bool)
-        logits = torch.where(there[:, None, None], reading.logits[:, 0].float(), ABSENT)
-        pointers = sam2.point_at(reading.tokens[:, 0], there)
-        large = self._large(logits)
+        there, logits = reading.scores > 0, reading.logits[:, 0].float()
+        gated = torch.where(there[:, None, None], logits, ABSENT)
+        pointers = sam2.point_at(reading.tokens[:, 0], there if self.gate_memories else torch.ones_like(there))
+        large = self._large(gated if self.gate_memories else logits)
+        logits = gated if self.gate else logits
         masks = (large > 0).float() if prompted else large.sigmoid()
         parts = zip(logits, reading.scores, reading.iou[:, 0], pointers, masks, strict=True)
         return [Found(*own, prompted) for own in parts]
@@ -333,16 +337,20 @@ class Tracker:
 
     def _remember(self, embedding: Embedding, found: Mapping[int, Found]) -> None:
         """Encode the frame's memories, in bfloat16 as SAM 2 keeps them, and forget what is too old."""
-        names = list(found)
+        lasting = self.spatial > 0 or self.pointers > 0
+        if names := [n for n, one in found.items() if one.prompted or lasting]:
+            self._encode_memories(embedding, found, names)
+        for kept in self.recent:
+            for i, old in enumerate(kept):
+                if old.spatial is not None and self.index + 1 - old.frame > self.spatial:
+                    kept[i] = replace(old, spatial=None)
+
+    def _encode_memories(self, embedding: Embedding, found: Mapping[int, Found], names: Sequence[int]) -> None:
         masks = torch.stack([found[n].mask for n in names])[:, None].to(embedding.features.dtype)
         there = torch.stack([found[n].score for n in names]) > 0
-        if not self.gate:
+        if not self.gate_memories:
             there = torch.ones_like(there)
         spatial = self.sam2.remember(embedding.features, masks, there).to(torch.bfloat16)
         for i, n in enumerate(names):
             new = Memory(self.index, spatial[:, i].clone(), found[n].pointer.clone())
             self.keep(n, new, found[n], embedding)
-        for kept in self.recent:
-            for i, old in enumerate(kept):
-                if old.spatial is not None and self.index + 1 - old.frame > self.spatial:
-                    kept[i] = replace(old, spatial=None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io as text
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,26 +63,26 @@ def side_by_side(
         InputError: the run holds nobody out, or a case cannot be segmented.
     """
     dataset, out = asked.find(segmenter.classes), asked.out
-    dataset = replace(dataset, cases=tuple(asked.held_out(dataset)))
+    cases = tuple(asked.held_out(dataset))
     rules = list(dict.fromkeys(["default", asked.convention]))
     found: dict[str, dict[str, Summary]] = {rule: {} for rule in rules}
     folders = {answer: out / "masks" / answer for answer in answers}
     seconds: dict[str, float] = {}
     for done, (answer, folder) in enumerate(folders.items(), start=1):
         options = {**answers[answer], "seed": asked.seed, "videos": videos}
-        manifest = segment(segmenter, dataset, dataset.cases, folder, **options)
-        made = len(list(io.find_images(folder))) if are_frames(dataset.cases) else len(dataset.cases)
+        manifest = segment(segmenter, dataset, cases, folder, **options)
+        made = len(list(io.find_images(folder))) if are_frames(cases) else len(cases)
         seconds[answer] = sum(manifest.seconds.get(part, 0.0) for part in TIMED) / made
         for rule in rules:
             report = out / "reports" / rule / answer
-            found[rule][answer] = score(asked, segmenter, dataset.cases, folder, report, dataset.classes, rule)
-        if are_frames(dataset.cases):
-            found.setdefault("video", {})[answer] = by_video(found["default"][answer], dataset.cases)
+            found[rule][answer] = score(asked, segmenter, cases, folder, report, dataset.classes, rule)
+        if are_frames(cases):
+            found.setdefault("video", {})[answer] = by_video(found["default"][answer], cases)
         asked.tell(done, len(folders), answer)
     with io.atomic_path(out / panels.FILE) as temporary:
-        temporary.write_bytes(_panels(found["default"], dataset.cases, folders, own, segmenter).png)
+        temporary.write_bytes(_panels(found["default"], cases, folders, own, segmenter).png)
     rows = _rows(found, heading, seconds)
-    ids = [c.id for c in dataset.cases]
+    ids = [c.id for c in cases]
     io.write_text(out / f"{name}.csv", _csv(rows))
     io.write_json(out / f"{name}.json", {"run": str(asked.run_folder), "cases": ids, "rows": rows})
     tables = (_markdown(rule, summaries, seconds) for rule, summaries in found.items())

@@ -85,9 +85,11 @@ def study(
     if not segmenter.method.needs.supports:
         raise InputError(f"{segmenter.config.method} takes no support pairs", "a method that does: proxy_prompt")
     if merging and not merges(segmenter):
-        mode = f" with model.memory_mode {segmenter.config.model.memory_mode}" if segmenter.follows(None) else ""
+        view = f" that follows objects ({segmenter.own_view or 'always'})" if segmenter.follows(None) else ""
         raise InputError(
-            f"a run of {segmenter.config.method}{mode}", "one of proxy_prompt that sees every slice by itself"
+            f"a run of {segmenter.config.method}{view}",
+            "one of proxy_prompt that sees every slice by itself",
+            "Use a run of proxy_prompt with model.memory_mode proxy_only; `stability` takes any method with supports",
         )
     dataset = asked.find(segmenter.classes)
     if objects:

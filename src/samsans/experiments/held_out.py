@@ -39,18 +39,20 @@ def segment(
     **options: Any,
 ) -> Manifest:
     """Segment cases of a data set into ``folder``; frames as the videos they are of where the answer depends on the
-    frames before, or ``videos`` is said.
+    frames before, or ``videos`` is said: then all frames of these videos that ``dataset`` has, labelled or not.
 
     options: of ``Segmenter.predict_folder`` and of ``predict_videos`` alike.
 
     Raises:
         InputError: a case cannot be segmented.
     """
-    dataset = replace(dataset, cases=tuple(cases))
     if are_frames(cases) and (videos or segmenter.follows(view)):
-        manifest = predict_videos(segmenter, sources_of(dataset), folder, view=view, overwrite=True, **options)
+        own = {case.video for case in cases}
+        whole = replace(dataset, cases=tuple(case for case in dataset.cases if case.video in own))
+        manifest = predict_videos(segmenter, sources_of(whole), folder, view=view, overwrite=True, **options)
     else:
-        manifest = segmenter.predict_folder(dataset, folder, view=view, overwrite=True, **options)
+        part = replace(dataset, cases=tuple(cases))
+        manifest = segmenter.predict_folder(part, folder, view=view, overwrite=True, **options)
     if manifest.failures:
         raise InputError(f"cases that cannot be segmented: {manifest.failures}", "images that can be read")
     return manifest

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from samsans import io
+from samsans.data.classes import class_masks
 from samsans.data.splits import Split
 from samsans.errors import InputError
 from samsans.experiments import Request
@@ -52,7 +53,8 @@ def stability(asked: Request, objects: Sequence[str] = ()) -> str:
         videos, Dice is the mean over the frames that show the object, then over the videos (decision D-28).
 
     Raises:
-        InputError: fewer than two slices show every object, the method takes no supports, or the run holds nobody out.
+        InputError: fewer than two slices show every object, no tested case shows any, the method takes no supports, or
+            the run holds nobody out.
     """
     split = Split.load(asked.run_folder / "split.json")
     this, part, chosen = _pairs(asked, split, objects)
@@ -62,6 +64,7 @@ def stability(asked: Request, objects: Sequence[str] = ()) -> str:
             "two at least, best of five patients",
             "Ask for fewer --objects",
         )
+    _require_shown(this)
     names = [this.slices.ids[i] for i in chosen]
     patients = [this.slices.patients[i] for i in chosen]
     found = _merged(asked, this, chosen) if merges(this.segmenter) else _one_by_one(asked, this, chosen)
@@ -103,6 +106,17 @@ def _pairs(asked: Request, split: Split, objects: Sequence[str]) -> tuple[Study,
             best, most = (this, part, chosen), patients
     assert best is not None
     return best
+
+
+def _require_shown(this: Study) -> None:
+    """InputError where none of the objects is in any tested case; their label maps are read up to the first that is."""
+    read = (this.dataset.read_labels(case).array for case in this.cases)
+    if not any(class_masks(labels, this.dataset.classes).any() for labels in read):
+        raise InputError(
+            f"none of the {len(this.cases)} tested cases shows {' or '.join(this.objects)}",
+            "objects that some of them show",
+            "Ask for other --objects, or test another --split",
+        )
 
 
 def _candidates(this: Study) -> list[int]:

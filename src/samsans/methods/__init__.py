@@ -21,7 +21,7 @@ class Method(Protocol):
     A method whose ``needs.supports`` is true also has ``encode_support(batch) -> SupportBank``: ``batch`` holds K
     images with their masks; the bank is what ``predict`` takes as ``support``.  A method may have ``gauges(batch)``:
     numbers worth logging that cost an extra pass, none where the batch tells nothing; ``gauge_warning(gauges, step,
-    warmup)``: a sentence where they are bad, else ``None``; and ``finish()``: the weights are final, prepare to predict.
+    warmup)``: a sentence where they are bad, or ``None``; and ``finish()``: the weights are final, prepare to predict.
     It may have ``observe(pixels)``: called once before training with ``(N + 1,)`` int64, how many pixels of the
     training slices are background and each object; ``schedule(epoch, used)``: called before every training step with
     the epochs passed (a float) and the used share of the run, for losses that change; ``begin(stage, augmented)``:

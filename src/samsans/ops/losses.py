@@ -36,6 +36,16 @@ def dice_loss(logits: Tensor, target: Tensor, eps: float = 1.0) -> Tensor:
     return 1 - (2 * overlap + eps) / (p.sum((-2, -1)) + g.sum((-2, -1)) + eps)
 
 
+def area_loss(shares: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy of the share of every cell that is object, in [0, 1], clamped to 1e-4 ... 1 - 1e-4.
+
+    shares: ``(B, N, c, c)`` float of any precision.  target: ``(B, N, H, W)`` bool.  Returns a float32 scalar.
+    """
+    cells = functional.adaptive_avg_pool2d(target.float(), shares.shape[-1])
+    with torch.autocast(shares.device.type, enabled=False):  # CUDA refuses probabilities under autocast
+        return functional.binary_cross_entropy(shares.float().clamp(1e-4, 1 - 1e-4), cells)
+
+
 def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     """``(1 - p_t)^2 (-log p_t)``, mean over the pixels of each image: gamma 2 and no alpha (SPD, decision D14).
 

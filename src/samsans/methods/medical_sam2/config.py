@@ -39,7 +39,7 @@ _ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0, "
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "backbone": {"name": "sam2.1-hiera-small", "train": "all"},
-        "episodes": {"images": 2, "targets": 1},
+        "episodes": {"images": 2, "targets": 1, "volume_supports": []},
         "train": _ADAM,
     },
     "scratch": {

@@ -253,22 +253,30 @@ class MedicalSam2(nn.Module):
         return (view or self.config.bank) != "none"
 
     def follow(self, objects: Sequence[str], support: Support | None = None, view: str | None = None) -> TrackedVideo:
-        """A video of these objects, not yet begun; ``support`` as for one image, asked anew for every frame."""
+        """A video of these objects, not yet begun; ``support`` as for one image, asked anew for every frame.
+
+        Memories follow the object score where it was learnt or published, whether or not answers do.
+        """
         config, count = self.config, len(objects)
+        judged = config.scores > 0 or not self.backbone.from_scratch
         gate, bank = config.gate_by_object_score, view or config.bank
+        gates: dict[str, bool] = {"gate": gate, "gate_memories": gate or judged}
         tracker: Tracker
         if bank == "sorted":
             confidence = config.min_confidence
-            tracker = SortedTracker(self.backbone, count, size=config.size, min_confidence=confidence, gate=gate)
+            tracker = SortedTracker(self.backbone, count, size=config.size, min_confidence=confidence, **gates)
         else:
             frames = config.size if bank == "recent" else 0
-            tracker = Tracker(self.backbone, count, frames=frames, multimask=False, gate=gate)
+            tracker = Tracker(self.backbone, count, frames=frames, multimask=False, **gates)
+        told: list[tuple[TemplateBank, Proxy]] = []  # the bank of the frame before, and its tokens
 
         def tell(batch: Batch, embedding: Embedding, first: bool) -> Mapping[str, Any]:
             one = self._banks(support, embedding.features)[0]
-            return {"proxy": self.templates(one.spatial[None], one.pointers[None])}
+            if not told or told[0][0] is not one:
+                told[:] = [(one, self.templates(one.spatial[None], one.pointers[None]))]
+            return {"proxy": told[0][1]}
 
-        return TrackedVideo(tracker, tell, self.timer, judged=config.scores > 0 or not self.backbone.from_scratch)
+        return TrackedVideo(tracker, tell, self.timer, judged=judged)
 
 
 def build(config: RunConfig, objects: tuple[str, ...]) -> MedicalSam2:
@@ -283,7 +291,7 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> MedicalSam2:
     backbone = load_backbone(config.backbone, seed=config.seed, family="sam2")
     scores = config.model.scores > 0
     if config.backbone.train == "lora":
-        add_lora(backbone, config.lora)
+        add_lora(backbone, config.lora, seed=config.seed)
         backbone.train_memory(attention=not config.lora.memory, scores=scores)
     elif config.backbone.train == "all":
         backbone.train_whole(memory=True, made=True, scores=scores)

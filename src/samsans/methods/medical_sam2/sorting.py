@@ -32,12 +32,14 @@ class SortedTracker(Tracker):
 
     Which: those with a predicted IoU of at least ``min_confidence``; of more than ``size`` the one goes whose memory
     tells least, see ``least_telling``.  How they are read: in the order of their likeness to the frame at hand, the
-    most alike in the place of the frame before, the next in that of the frame before that, pointers with them.  Frames
-    in which ``gate`` leaves an object out are not remembered.
+    most alike in the place of the frame before, the next in that of the frame before that, pointers with them.  With
+    ``gate_memories`` frames in which the score says that the object is not there are not remembered.
     """
 
-    def __init__(self, sam2: Sam2, objects: int, *, size: int, min_confidence: float, gate: bool) -> None:
-        super().__init__(sam2, objects, frames=size, multimask=False, gate=gate)
+    def __init__(
+        self, sam2: Sam2, objects: int, *, size: int, min_confidence: float, gate: bool, gate_memories: bool
+    ) -> None:
+        super().__init__(sam2, objects, frames=size, multimask=False, gate=gate, gate_memories=gate_memories)
         self.size, self.min_confidence = size, min_confidence
         self.best: list[list[Kept]] = [[] for _ in range(objects)]
 
@@ -50,7 +52,7 @@ class SortedTracker(Tracker):
 
     def keep(self, n: int, memory: Memory, found: Found, embedding: Embedding) -> None:
         """Remember the frame at hand of object ``n`` if it is sure enough, and another no longer if there are many."""
-        if found.iou < self.min_confidence or (self.gate and found.score <= 0):
+        if found.iou < self.min_confidence or (self.gate_memories and found.score <= 0):
             return
         kept = [*self.best[n], Kept(memory, found.iou, embedding.features)]
         if len(kept) > self.size:

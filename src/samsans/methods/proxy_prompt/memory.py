@@ -73,5 +73,9 @@ def memory_of(backbone: Sam | Sam2, config: ProxyPromptConfig) -> PromptMemory |
     for name in ("mem_map", "mem_pos", "memory_mode", "gate_by_object_score"):
         value = getattr(config, name)
         if value != getattr(standard, name):
-            raise InputError(f"model.{name} {value} for {backbone.name}, which has no memory", "a SAM 2")
+            raise InputError(
+                f"model.{name} {value} for {backbone.name}, which has no memory",
+                "a SAM 2",
+                f"Leave model.{name} at its default, or name a SAM 2 as backbone.name",
+            )
     return None

@@ -25,7 +25,7 @@ from samsans.methods.proxy_prompt.context import context_encoder_of
 from samsans.methods.proxy_prompt.memory import memory_of
 from samsans.methods.proxy_prompt.selective import mean_readout, selective_readout
 from samsans.methods.proxy_prompt.support import SupportBank
-from samsans.ops.losses import dice_loss
+from samsans.ops.losses import area_loss, dice_loss
 from samsans.ops.timing import Timer
 from samsans.types import Batch, Embedding, Needs, ParamGroup, Prompt, Stage
 
@@ -258,8 +258,7 @@ class ProxyPrompt(nn.Module):
             parts["contrast"] = _resemblance(output.prompts)
             total = total + config.mask_contrast * parts["contrast"]
         if config.read and output.read is not None:
-            cells = F.adaptive_avg_pool2d(truth.float(), output.read.shape[-1])
-            parts["read"] = F.binary_cross_entropy(output.read.float().clamp(1e-4, 1 - 1e-4), cells)
+            parts["read"] = area_loss(output.read, truth)
             total = total + config.read * parts["read"]
         return {"loss": total, **parts}
 
@@ -298,13 +297,17 @@ class ProxyPrompt(nn.Module):
         """A video of these objects, not yet begun; ``support`` as for one image, asked anew where it is prompted.
 
         View proxy_plus_bank: every frame reads its own prompt beside SAM 2's memories.  proxy_first_frame: the first
-        one alone, which is a conditioning frame; from then on it is SAM 2 (decision D-14).  The mask is always the
-        single one, and its predicted IoU is not told: nothing teaches it here (decisions D-12, D-15).
+        one alone, which is a conditioning frame; from then on it is SAM 2 (decision D-14), but for the mask, which is
+        always the single one, and not gated unless asked (decisions D-12, D-15).  Memories follow the object score as
+        in SAM 2, unless the network was random at the start: nothing teaches the score here, nor the predicted IoU,
+        which is not told.
         """
         memory, sam2 = self.memory, self.backbone
         if memory is None or not isinstance(sam2, Sam2) or not self.follows(view):
             raise InputError(
-                f"a video to follow with {view or self.config.memory_mode}", f"one of {', '.join(MODES[1:])}"
+                f"a video to follow with {view or self.config.memory_mode}",
+                f"one of {', '.join(MODES[1:])}",
+                "Name one of them with --view" if memory is not None else "Train on a SAM 2 (backbone.name)",
             )
         alone = (view or self.config.memory_mode) == "proxy_first_frame"
 
@@ -315,7 +318,8 @@ class ProxyPrompt(nn.Module):
             dense = None if self.direct is None else self._dense(context)
             return {"proxy": memory.proxy(sam2, tokens, dense), "conditions": alone}
 
-        tracker = Tracker(sam2, len(objects), multimask=False, gate=self.config.gate_by_object_score)
+        gate = self.config.gate_by_object_score
+        tracker = Tracker(sam2, len(objects), multimask=False, gate=gate, gate_memories=gate or not sam2.from_scratch)
         return TrackedVideo(tracker, tell, self.timer, judged=False)
 
     # -- training -----------------------------------------------------------------------------------------------------
@@ -371,7 +375,7 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> ProxyPrompt:
     """Proxy Prompt as a run's configuration describes it, its fresh parts drawn from ``config.seed``."""
     backbone = load_backbone(config.backbone, seed=config.seed)
     if config.backbone.train == "lora":
-        add_lora(backbone, config.lora)
+        add_lora(backbone, config.lora, seed=config.seed)
     elif config.backbone.train == "all" and isinstance(backbone, Sam2):
         backbone.train_whole(memory=True)
     elif config.backbone.train == "all":

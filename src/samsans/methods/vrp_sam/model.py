@@ -22,7 +22,7 @@ from samsans.methods.vrp_sam.config import VrpSamConfig
 from samsans.methods.vrp_sam.features import Features, FrozenResNet, load_resnet
 from samsans.methods.vrp_sam.reading import Reader, likeness, prototypes, read_masks
 from samsans.methods.vrp_sam.support import VrpBank
-from samsans.ops.losses import dice_loss
+from samsans.ops.losses import area_loss, dice_loss
 from samsans.ops.timing import Timer
 from samsans.types import Batch, Embedding, Needs, ParamGroup, Prompt, Stage
 
@@ -230,8 +230,7 @@ class VrpSam(nn.Module):
         parts = {"bce": bce, "dice": dice_loss(output.logits, truth).mean()}
         total = parts["bce"] + parts["dice"]
         if self.config.read and output.read is not None:
-            cells = F.adaptive_avg_pool2d(truth.float(), output.read.shape[-1])
-            parts["read"] = F.binary_cross_entropy(output.read.float().clamp(1e-4, 1 - 1e-4), cells)
+            parts["read"] = area_loss(output.read, truth)
             total = total + self.config.read * parts["read"]
         return {"loss": total, **parts}
 
