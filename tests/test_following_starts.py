@@ -12,6 +12,7 @@ from following_method import fading, following
 from samsans import io
 from samsans.errors import InputError
 from samsans.inference import VideoSegmenter, predict_video
+from samsans.inference.manifest import Manifest
 
 
 def colour(image: np.ndarray) -> np.ndarray:
@@ -104,3 +105,13 @@ def test_no_pairs_are_no_bank() -> None:
     bank = following().encode_support([(colour(images[0]), masks[0])])
     with pytest.raises(InputError, match="no support pairs"):
         bank.select([])
+
+
+def test_single_images_with_their_own_labels_are_told_of(tmp_path: Path) -> None:
+    images, masks = fading(3)
+    model = following(first_label=True)
+    folder, labels = frames(tmp_path / "in", images), frames(tmp_path / "labels", masks)
+    manifest = model.predict_folder(folder, tmp_path / "out", labels=labels)
+    assert "note: each of 3 single images was prompted with its own label" in manifest.text()
+    assert "--video" in Manifest.load(tmp_path / "out").about["note"]
+    assert "note" not in following().predict_folder(folder, tmp_path / "other", support=[(images[0], masks[0])]).text()

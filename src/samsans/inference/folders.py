@@ -146,6 +146,10 @@ def predict_folder(
     if prompting is not None:
         options["prompts"] = prompting.options
     about = provenance.about(segmenter, found, options | {"batch_size": segmenter.batch_size(batch_size)})
+    flat = sum(map(_is_flat, (item.case for item in items))) if segmenter.method.needs.first_label else 0
+    if flat:
+        own = f"each of {flat} single images was prompted with its own label, of which its label map is little test"
+        about["note"] = f"{own}; frames are followed from one label with `--video`"
     key = provenance.key(segmenter, found, options)
     manifest = open_manifest(out, key, about, items, overwrite)
     call = {

@@ -39,7 +39,8 @@ class Record:
 class Manifest:
     """The account of a folder of predictions.
 
-    folder: where it lies.  about: model, weights, licence, supports, versions, device and options.
+    folder: where it lies.  about: model, weights, licence, supports, versions, device, options and, where
+    there is something to know, a ``note``.
     records: by case id.  failures: message by case id.  skipped: cases whose output was there already.
     """
 
@@ -69,6 +70,7 @@ class Manifest:
         lines = [f"{done} segmented, {len(self.skipped)} there already, {len(self.failures)} failed: {self.folder}"]
         lines += ["  " + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in self.seconds.items())] if done else []
         lines += [f"  {id}: {message}" for id, message in self.failures.items()]
+        lines += [f"  note: {self.about['note']}"] if "note" in self.about else []
         told = [record.prompts for record in self.records.values() if record.prompts]
         if told:
             given, turned_down, shown = (

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +59,20 @@ def upsample(logits: Tensor, size: int) -> Tensor:
     return F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
 
 
-def fingerprint(method: nn.Module, *bases: str) -> str:
-    """SHA-256 of the parameters of a method that are not frozen, and of the hashes of the frozen weights under it."""
-    digest = hashlib.sha256("".join(bases).encode())
+AFTER_BANKS = ("k_test", "gate_by_object_score", "memory_mode", "bank", "size", "min_confidence", "scan", "resnet")
+"""Options of methods that no support bank depends on; ``resnet`` is where weights are, whose hash says more."""
+
+
+def fingerprint(method: nn.Module, *bases: str, options: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 of what support banks of a method depend on.
+
+    Its parameters that are not frozen, the hashes ``bases`` of the frozen weights under it, and ``options``, by default
+    all of ``method.config``, a dataclass, but ``AFTER_BANKS``.
+    """
+    if options is None:
+        every = asdict(cast(Any, method.config))
+        options = {name: value for name, value in every.items() if name not in AFTER_BANKS}
+    digest = hashlib.sha256("".join([*bases, json.dumps(options, sort_keys=True)]).encode())
     for name, parameter in sorted(method.named_parameters()):
         if parameter.requires_grad:
             digest.update(name.encode())

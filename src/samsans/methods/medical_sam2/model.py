@@ -260,7 +260,7 @@ class MedicalSam2(nn.Module):
         config, count = self.config, len(objects)
         judged = config.scores > 0 or not self.backbone.from_scratch
         gate, bank = config.gate_by_object_score, view or config.bank
-        gates: dict[str, bool] = {"gate": gate, "gate_memories": gate or judged}
+        gates: dict[str, Any] = {"gate": gate, "gate_memories": gate or judged}
         tracker: Tracker
         if bank == "sorted":
             confidence = config.min_confidence

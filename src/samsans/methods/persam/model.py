@@ -65,9 +65,10 @@ class Persam(Untrained):
 
     def fingerprint(self) -> str:
         """SHA-256 of the frozen base, and for PerSAM-F of how it learns."""
-        config = self.config
-        learning = (config.attention, config.target, config.steps, config.lr) if config.fine_tuned else ""
-        return fingerprint(self, self.backbone.base_hash, str(learning))
+        learning = ("attention", "target", "steps", "lr") if self.config.fine_tuned else ()
+        return fingerprint(
+            self, self.backbone.base_hash, options={name: getattr(self.config, name) for name in learning}
+        )
 
     def load_support(self, path: str) -> PersamBank:
         """Read a task file made by these very weights."""

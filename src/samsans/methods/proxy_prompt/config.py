@@ -107,7 +107,7 @@ class ProxyPromptConfig:
             SAM 2's own memories, or proxy_first_frame, on the first frame alone (decision D-14).  Nothing is trained of
             memories of other frames; still images are the same in every mode.
         gate_by_object_score: SAM 2: leave an object out of the images where its score says that it is not there
-            (decision D-15).
+            (decision D-15); memories of a pretrained SAM 2 follow that score in any case.
         scan: Selective scan: auto, cpp, triton, chunked or sequential (decision D-34).
     """
 
