@@ -29,6 +29,7 @@ EXPERIMENTS = {
     "ablation": "samsans.experiments.ablation:ablation",
     "choosing": "samsans.experiments.choosing:choosing",
     "memory": "samsans.experiments.memory:memory",
+    "main": "samsans.experiments.main_table:main_table",
 }
 OWN_OPTIONS = {  # which only some experiments take
     "nnunet": ("python", "minutes", "threads", "mirror"),
