@@ -15,7 +15,7 @@ import functools
 import torch
 from sam_speed import ratios
 
-from samsans import zoo
+from samsans.architectures import VIT_B
 from samsans.backbones.adapters import add_lora
 from samsans.backbones.sam import LoadReport, Sam, build_network
 from samsans.backbones.start import initialise
@@ -29,7 +29,7 @@ SIDE, GOAL = 128, 1.3
 
 def method(injection: str, blocks: int, stage: str) -> P2Sam:
     """ViT-B with adapters and random weights, in a stage whose images do not change."""
-    arch = dataclasses.replace(zoo.VIT_B, depth=blocks, global_blocks=tuple(range(2, blocks, 3)), multimask=8)
+    arch = dataclasses.replace(VIT_B, depth=blocks, global_blocks=tuple(range(2, blocks, 3)), multimask=8)
     network = initialise(build_network(arch, SIDE), seed=0)
     sam = Sam(network, name="vit-b", from_scratch=True, report=LoadReport("random numbers", 0))
     made = P2Sam(add_lora(sam, LoraConfig(decoder=[])), P2SamConfig(injection=injection))  # type: ignore[arg-type]

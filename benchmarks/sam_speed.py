@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from samsans import zoo
+from samsans.architectures import VIT_B
 from samsans.backbones.adapters import add_lora
 from samsans.backbones.sam import LoadReport, Sam, build_network
 from samsans.backbones.start import initialise
@@ -35,7 +35,7 @@ GOALS = {
 
 def backbone(attention: str, size: int, blocks: int) -> Sam:
     """ViT-B with random weights; fewer ``blocks`` keep its pattern of two windowed and one global."""
-    arch = dataclasses.replace(zoo.VIT_B, depth=blocks, global_blocks=tuple(range(2, blocks, 3)))
+    arch = dataclasses.replace(VIT_B, depth=blocks, global_blocks=tuple(range(2, blocks, 3)))
     model = initialise(build_network(arch, size, attention), seed=0)
     report = LoadReport("random numbers", 0)
     return Sam(model, name="vit-b", from_scratch=True, report=report, attention=attention).eval()
