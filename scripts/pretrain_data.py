@@ -34,6 +34,8 @@ HELD = 10  # one patient in so many is held out, and the curve measured on them
 PICTURES = ("fundus", "ultrasound", "lesions", "two_objects")  # families drawn at full size
 POOL = 128  # phantoms of a family at a time
 AUGMENT = AugmentConfig(flip=0.5, rotate=30.0, scale=0.35, shift=0.1, intensity=0.25)
+BLURS = (1.5, 3.0)  # pixels: of the lines and edges that the embedding must keep
+DETAILS = 3 + 3 * len(BLURS)
 RULES = tuple(rule for rule in IMAGE_RULES if rule is not place)
 ORGANS = ("aorta", "autochthon_left", "autochthon_right", "inferior_vena_cava", "liver", "spleen")
 
@@ -244,6 +246,31 @@ def coarse(masks: Tensor) -> Tensor:
     return F.interpolate(8 * guess, (MASKS, MASKS), mode="bilinear")
 
 
+def details(images: Tensor) -> Tensor:
+    """``(B, DETAILS, 4g, 4g)`` of images ``(B, 3, S, S)`` uint8: colours, and of grey values blurred in two widths how
+    bright, dark lines and edges are; these with mean 0 and deviation 1 in each image."""
+    colours = F.avg_pool2d(PREPROCESS.normalize(images).float(), SIDE // MASKS)
+    grey = images.float().mean(1).numpy() / 255
+    maps = []
+    for sigma in BLURS:
+        down, right = np.gradient(ndimage.gaussian_filter(grey, (0, sigma, sigma), truncate=3), axis=(1, 2))
+        (yy, xy), xx = np.gradient(down, axis=(1, 2)), np.gradient(right, axis=2)
+        middle, spread = (yy + xx) / 2, np.hypot((yy - xx) / 2, xy)
+        maps += [np.maximum(spread + middle, 0), np.maximum(spread - middle, 0), np.hypot(down, right)]
+    shown = F.avg_pool2d(torch.from_numpy(np.stack(maps, 1).astype(np.float32)), SIDE // MASKS)
+    shown = (shown - shown.mean((2, 3), keepdim=True)) / shown.std((2, 3), keepdim=True).clamp(min=1e-4)
+    return torch.cat([colours, shown.clamp(-4, 4)], 1)
+
+
+def asked_of(known: list[tuple[int, int]], dense: list[Tensor], rng: np.random.Generator) -> np.ndarray:
+    """Of the rows of ``known`` up to two an image, of classes that it shows rather than of others."""
+    owner = np.array([number for number, _ in known])
+    weight = np.array([1.0 if shown.any() else 0.15 for shown in dense])
+    first = np.lexsort((-(rng.random(len(known)) ** (1 / weight)), owner))  # weighted, without replacement
+    ranks = np.arange(len(known)) - np.searchsorted(owner[first], owner[first])
+    return np.sort(first[ranks < 2])
+
+
 def batch_of(samples: list[Sample], rng: np.random.Generator) -> dict[str, Any]:
     """Images, dense targets, and two groups of prompts, all changed at random."""
     images, dense, known, targets, index = [], [], [], [], []
@@ -267,9 +294,11 @@ def batch_of(samples: list[Sample], rng: np.random.Generator) -> dict[str, Any]:
     points = [points_of(targets[i], count, rng) for i in pointed]
     truth = torch.from_numpy(np.stack(targets))
     return {
-        "images": torch.stack(images),
+        "images": (pixels := torch.stack(images)),
+        "detail": details(pixels),
         "known": torch.tensor(known),
         "dense": torch.stack(dense),
+        "asked": torch.from_numpy(asked_of(known, dense, rng)),
         "targets": F.avg_pool2d(truth[order][:, None].float(), 2)[:, 0],
         "index": torch.tensor(index)[order],
         "boxes": torch.from_numpy(np.stack([box_of(targets[i], rng) for i in boxes])),

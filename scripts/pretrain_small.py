@@ -3,9 +3,11 @@
     python scripts/pretrain_small.py DATA -o OUT --minutes 85 [--resume]
 
 DATA holds the folders named in ``SETS``; those that are absent are left out.  Beside them the network sees generated
-phantoms of every kind, drawn afresh all the time.  It learns two things at once: to segment what a prompt points at, as
-SAM does (objects, and regions drawn from the image by random rules), and to tell from its embedding alone which pixels
-belong to which class of which set (a 1 x 1 convolution that is dropped afterwards).  Everything is our decision.
+phantoms of every kind, drawn afresh all the time.  It learns four things at once: to segment what a prompt points at, as
+SAM does (objects, and regions drawn from the image by random rules); to segment all there is of a class, asked for by one
+learned token, as the methods without prompts do; to tell from its embedding alone which pixels belong to which class of
+which set; and to keep in its embedding what the image looks like in detail, in many directions (``narrowness``).  The
+tokens of the classes and two 1 x 1 convolutions are dropped afterwards.  Everything is our decision.
 
 OUT holds ``state.ckpt`` (every two minutes), ``curve.csv``, ``curve.png`` and ``samsans-small.safetensors`` in float16.
 """
@@ -25,8 +27,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
-from pretrain_data import MASKS, POOL, PREPROCESS, SIDE, Pools, Sample, batch_of, box_of, phantoms, read_real
-from safetensors.torch import save_file
+from pretrain_data import (
+    DETAILS,
+    MASKS,
+    POOL,
+    PREPROCESS,
+    SIDE,
+    Pools,
+    Sample,
+    batch_of,
+    box_of,
+    phantoms,
+    read_real,
+)
+from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -37,20 +51,24 @@ from samsans.backbones.checkpoints import FOURIER_TWIN
 from samsans.config import BackboneConfig
 from samsans.data.phantoms import FAMILIES
 from samsans.ops.losses import dice_loss
+from samsans.types import Prompt
 
 WARMUP = 200  # steps
 AVERAGE = 0.995  # of the weights, a step
 SAVE = 2.0  # minutes
+SCORES = ("box", "point", "class", "dense")
 
 
 class Pretraining(nn.Module):
-    """The network, and the dense head that is dropped afterwards."""
+    """The network, and what is dropped afterwards: two heads on its embedding, and a token a class."""
 
     def __init__(self, classes: int, seed: int, fast: bool) -> None:
         super().__init__()
         self.fast = fast  # bfloat16 products; autocast by hand, Fabric's would round coordinates and targets as well
         self.sam = load_backbone(BackboneConfig(name="small-scratch", train="all"), seed=seed)
         self.dense = nn.Conv2d(SMALL.channels, 16 * classes, 1)
+        self.detail = nn.Conv2d(SMALL.channels, 16 * DETAILS, 1)
+        self.tokens = nn.Embedding(classes, SMALL.channels)
 
     def embed(self, images: Tensor) -> tuple[Any, Tensor]:
         """Embedding, and dense logits ``(B, classes, 4g, 4g)``."""
@@ -66,6 +84,12 @@ class Pretraining(nn.Module):
         embedding, dense = self.embed(batch["images"])
         chosen, truth = dense[batch["known"][:, 0], batch["known"][:, 1]].float(), batch["dense"]
         out = {"dense": dense_loss(chosen, truth)}
+        kept = F.pixel_shuffle(self.detail(embedding.features), 4).float()
+        out["detail"] = 0.5 * F.mse_loss(kept, batch["detail"])
+        out["spread"] = 0.3 * narrowness(embedding.features)
+        asked = batch["asked"]
+        logits = self.ask(embedding, batch["known"][asked, 0], batch["known"][asked, 1])
+        out["class"] = dense_loss(logits.float(), truth[asked])
         half, guess = len(batch["boxes"]), batch["coarse"]
         parts = {"box": slice(0, half), "point": slice(half, None)}
         for name, part in parts.items():
@@ -77,6 +101,25 @@ class Pretraining(nn.Module):
             masks = self.sam.decode(embedding, made, multimask=several)
             out |= mask_losses(name, masks.logits.float(), masks.iou.float(), batch["targets"][part])
         return out
+
+    def ask(self, embedding: Any, index: Tensor, classes: Tensor) -> Tensor:
+        """Logits ``(Q, 4g, 4g)`` of all there is of each class in the image of that index: its token is the prompt."""
+        no_mask = self.sam.model.prompt_encoder.no_mask_embed.weight[:, :, None, None]
+        grid = embedding.features.shape[-1]
+        prompt = Prompt(self.tokens(classes)[:, None], no_mask.expand(1, -1, grid, grid), index)
+        return self.sam.decode(embedding, prompt).logits[:, 0]
+
+
+def narrowness(features: Tensor) -> Tensor:
+    """Logarithm of C over the effective number of directions in which the features ``(B, C, g, g)`` of an image vary.
+
+    That number is ``tr(S)^2 / tr(S^2)`` of their covariance S (the participation ratio).  An embedding of few directions
+    is enough for the tasks at hand, and slow to learn another from.
+    """
+    tokens = features.flatten(2).float()
+    tokens = (tokens - tokens.mean(2, keepdim=True)).transpose(0, 1).flatten(1)
+    covariance = tokens @ tokens.T
+    return torch.log(len(tokens) * covariance.square().sum() / covariance.trace().square())
 
 
 def dense_loss(logits: Tensor, truth: Tensor) -> Tensor:
@@ -106,12 +149,12 @@ def mask_losses(name: str, logits: Tensor, iou: Tensor, targets: Tensor) -> dict
 @torch.no_grad()
 def validate(model: Pretraining, held: dict[str, list[Sample]]) -> dict[str, float]:
     """Mean Dice over sets of exact boxes, of one point in the middle (mask by its predicted overlap), of the dense
-    head; on held-out samples."""
+    head and of the tokens of classes; on held-out samples."""
     model.eval()
     device = next(model.parameters()).device
     scores: dict[str, float] = {}
     for name, samples in held.items():
-        found: dict[str, list[float]] = {"box": [], "point": [], "dense": []}
+        found: dict[str, list[float]] = {kind: [] for kind in SCORES}
         for sample in samples:
             masks = sample.masks[:4].numpy()
             deepest = [np.unravel_index(ndimage.distance_transform_edt(m).argmax(), m.shape)[::-1] for m in masks]
@@ -124,14 +167,16 @@ def validate(model: Pretraining, held: dict[str, list[Sample]]) -> dict[str, flo
             made = model.sam.embed_prompts(index, points=points, point_labels=ones)
             several = model.sam.decode(embedding, made, multimask=True)
             by_point = several.logits[torch.arange(len(masks)), several.iou.argmax(1)][:, None]
-            answers = {"box": by_box, "point": by_point, "dense": dense[0, list(sample.present[:4])][:, None]}
+            classes = torch.tensor(sample.present[:4], device=device)
+            answers = {"box": by_box, "point": by_point, "dense": dense[0, classes][:, None]}
+            answers["class"] = model.ask(embedding, index, classes)[:, None]
             for kind, logits in answers.items():
                 drawn = F.interpolate(logits.float(), (SIDE, SIDE), mode="bilinear")[:, 0].cpu().numpy() > 0
                 both = 2 * (drawn & masks).sum((1, 2)) / (drawn.sum((1, 2)) + masks.sum((1, 2)))
                 found[kind] += both.tolist()
         scores |= {f"{kind} {name}": float(np.mean(values)) for kind, values in found.items()}
     model.train()
-    means = {k: float(np.mean([v for s, v in scores.items() if s.startswith(k)])) for k in ("box", "point", "dense")}
+    means = {k: float(np.mean([v for s, v in scores.items() if s.startswith(k)])) for k in SCORES}
     return means | scores
 
 
@@ -151,9 +196,9 @@ def draw_curve(rows: list[dict[str, float]], path: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     minutes = [r["minutes"] for r in rows]
-    for key, label in (("loss box", "boxes"), ("loss point", "points"), ("loss dense", "dense head")):
+    for key, label in (("loss box", "boxes"), ("loss point", "points"), ("loss class", "class tokens")):
         left.plot(minutes, [r[key] for r in rows], label=label)
-    for key, label in (("box", "a box"), ("point", "one point"), ("dense", "dense head")):
+    for key, label in (("box", "a box"), ("point", "one point"), ("class", "a class's token")):
         right.plot(minutes, [r[key] for r in rows], label=label)
     left.set(xlabel="minutes", ylabel="loss")
     right.set(xlabel="minutes", ylabel="Dice, held-out images", ylim=(0, 1))
@@ -182,6 +227,8 @@ def train(args: argparse.Namespace) -> None:
         print(f"{name:22}{len(pools.train[name]):6} slices, {len(pools.held.get(name, ())):3} held out, {weight:.1%}")
 
     model = Pretraining(len(pools.classes), args.seed, not args.float32)
+    if args.weights:
+        model.sam.model.load_state_dict({k: v.float() for k, v in load_file(args.weights).items()}, strict=False)
     decay = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
     plain = [p for p in model.parameters() if p.ndim < 2 and p.requires_grad]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
@@ -246,7 +293,7 @@ def write(model: Pretraining, rows: list[dict[str, float]], args: argparse.Names
     draw_curve(rows, args.out / "curve.png")
     last = rows[-1]
     training = f"{last['step']:.0f} steps of {args.batch} images, {last['minutes']:.0f} minutes of one core; "
-    training += f"held-out Dice: box {last['box']:.3f}, point {last['point']:.3f}, dense head {last['dense']:.3f}"
+    training += f"held-out Dice: box {last['box']:.3f}, point {last['point']:.3f}, class {last['class']:.3f}"
     export(model, args.out / "samsans-small.safetensors", {"licence": "CC BY-SA 4.0", "training": training})
 
 
@@ -261,6 +308,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=float, default=5.0, help="minutes between validations")
     parser.add_argument("--float32", action="store_true", help="no bfloat16 in the matrix products")
+    parser.add_argument("--weights", type=Path, help="begin with these, such as an older samsans-small.safetensors")
     parser.add_argument("--resume", action="store_true")
     train(parser.parse_args())
 

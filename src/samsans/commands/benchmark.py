@@ -124,7 +124,13 @@ def _read(file: str) -> dict[str, dict[str, Any]]:
         raise InputError(
             f"{file} holds {', '.join(map(str, said))}", "sets: NAME: {path: FOLDER, ...}, and all: for what they share"
         )
-    return {str(name): _over(said.get("all") or {}, own) for name, own in sets.items()}
+    return {str(name): _beside(file, _over(said.get("all") or {}, own)) for name, own in sets.items()}
+
+
+def _beside(file: str, own: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a data set with their ``config``, where it lies beside the file, found from anywhere."""
+    config = Path(file).parent / str(own.get("config"))
+    return own | {"config": str(config)} if config.is_file() else own
 
 
 def _arguments(name: str, own: Mapping[str, Any], told: Mapping[str, Any]) -> Any:
