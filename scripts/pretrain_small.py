@@ -3,11 +3,11 @@
     python scripts/pretrain_small.py DATA -o OUT --minutes 85 [--resume]
 
 DATA holds the folders named in ``SETS``; those that are absent are left out.  Beside them the network sees generated
-phantoms of every kind, drawn afresh all the time.  It learns four things at once: to segment what a prompt points at, as
-SAM does (objects, and regions drawn from the image by random rules); to segment all there is of a class, asked for by one
-learned token, as the methods without prompts do; to tell from its embedding alone which pixels belong to which class of
-which set; and to keep in its embedding what the image looks like in detail, in many directions (``narrowness``).  The
-tokens of the classes and two 1 x 1 convolutions are dropped afterwards.  Everything is our decision.
+phantoms of every kind, drawn afresh all the time.  It learns four things at once: to segment what a prompt points at,
+as SAM does (objects, and regions drawn from the image by random rules); to segment all there is of a class, asked for
+by one learned token, as methods without prompts do; to tell from its embedding alone which pixels belong to which class
+of which set; and to keep in its embedding what the image looks like in detail, in many directions (``narrowness``).
+The tokens of the classes and two 1 x 1 convolutions are dropped afterwards.  Everything is our decision.
 
 OUT holds ``state.ckpt`` (every two minutes), ``curve.csv``, ``curve.png`` and ``samsans-small.safetensors`` in float16.
 """
@@ -40,7 +40,7 @@ from pretrain_data import (
     phantoms,
     read_real,
 )
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from scipy import ndimage
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -111,10 +111,10 @@ class Pretraining(nn.Module):
 
 
 def narrowness(features: Tensor) -> Tensor:
-    """Logarithm of C over the effective number of directions in which the features ``(B, C, g, g)`` of an image vary.
+    """Logarithm of C over the effective number of directions in which features ``(B, C, g, g)`` vary in an image.
 
-    That number is ``tr(S)^2 / tr(S^2)`` of their covariance S (the participation ratio).  An embedding of few directions
-    is enough for the tasks at hand, and slow to learn another from.
+    That number is ``tr(S)^2 / tr(S^2)`` of their covariance S (the participation ratio).  Few directions are enough for
+    the tasks at hand, and slow to learn another from.
     """
     tokens = features.flatten(2).float()
     tokens = (tokens - tokens.mean(2, keepdim=True)).transpose(0, 1).flatten(1)
@@ -227,8 +227,6 @@ def train(args: argparse.Namespace) -> None:
         print(f"{name:22}{len(pools.train[name]):6} slices, {len(pools.held.get(name, ())):3} held out, {weight:.1%}")
 
     model = Pretraining(len(pools.classes), args.seed, not args.float32)
-    if args.weights:
-        model.sam.model.load_state_dict({k: v.float() for k, v in load_file(args.weights).items()}, strict=False)
     decay = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
     plain = [p for p in model.parameters() if p.ndim < 2 and p.requires_grad]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
@@ -308,7 +306,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=float, default=5.0, help="minutes between validations")
     parser.add_argument("--float32", action="store_true", help="no bfloat16 in the matrix products")
-    parser.add_argument("--weights", type=Path, help="begin with these, such as an older samsans-small.safetensors")
     parser.add_argument("--resume", action="store_true")
     train(parser.parse_args())
 

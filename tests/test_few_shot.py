@@ -220,8 +220,8 @@ def test_the_three_sets() -> None:
     for name, plan in plans.items():
         assert (plan.length, plan.shots, plan.backbone) == ({"train.steps": 9}, (1, 16), None)
         assert (plan.data.path, plan.out, plan.split.val) == (f"data/{name}", Path("o") / name, 0.0)
-    assert plans["chase_db1"].split.test_patients == ["07", "08"]
         assert Path(plan.config).parent == ROOT / "benchmarks"
+    assert plans["chase_db1"].split.test_patients == ["07", "08"]
     assert plans["usgra_nerve_us"].split.test == 0.4
     ranked = command._plan(command._arguments("chase_db1", said["chase_db1"], {"out": "o"}))
     assert (ranked.form, ranked.backbone, ranked.length) == ("ranking", "samsans-small", {"train.steps": 80})

@@ -10,6 +10,8 @@ from samsans.config import DataConfig
 
 CLASSES = {"disc": [1, 2], "cup": [2]}
 PATIENT = r"\w+-\d+"
+BACKBONE = "samsans-small"  # part of the package
+SHORT = {"train.precision": "bf16", "train.warmup": 10, "episodes.images": 4, "episodes.targets": 4}  # small steps
 SHOWN = 4
 
 
@@ -37,11 +39,10 @@ def demo(out: Path, *, minutes: float = 1.25, images: int = 40, size: int = 192)
         print(f"1. {images} generated fundus photographs with optic disc and cup: {data}")
         write("fundus", data, n=images, size=size, difficulty=0.3, seed=0)
     resume = (run / "config.yaml").exists()
-    print(f"2. samsans train proxy_prompt {data} -o {run} --backbone scratch --input-size 128 --minutes {minutes:g}")
-    options: dict[str, Any] = {"data.classes": CLASSES, "data.patient": PATIENT, "split.test": 0.25}
-    api.train(
-        "proxy_prompt", data, out=run, resume=resume, backbone="scratch", input_size=128, minutes=minutes, **options
-    )
+    flags = " ".join(f"--{key} {value}" for key, value in {"backbone": BACKBONE, "minutes": minutes, **SHORT}.items())
+    print(f"2. samsans train proxy_prompt {data} -o {run} {flags}")
+    options: dict[str, Any] = {"data.classes": CLASSES, "data.patient": PATIENT, "split.test": 0.25, **SHORT}
+    api.train("proxy_prompt", data, out=run, resume=resume, backbone=BACKBONE, minutes=minutes, **options)
     print(f"3. samsans predict {run} -i {data} -o {masks} --split test")
     segmenter = api.load(run)
     held_out = api.inputs(segmenter, [data], settings, "test")
