@@ -224,5 +224,5 @@ def test_the_three_sets() -> None:
     assert plans["chase_db1"].split.test_patients == ["07", "08"]
     assert plans["usgra_nerve_us"].split.test == 0.4
     ranked = command._plan(command._arguments("chase_db1", said["chase_db1"], {"out": "o"}))
-    assert (ranked.form, ranked.backbone, ranked.length) == ("ranking", "samsans-small", {"train.steps": 80})
+    assert (ranked.form, ranked.backbone, ranked.length) == ("ranking", "samsans-small", {"train.steps": 60})
     assert ranked.split == SplitConfig(test=0.2, test_patients=["07", "08"])

@@ -65,7 +65,7 @@ def fetch(name: str, hub_id: str) -> Path:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"The weights of {name} are not on this machine and could not be fetched: {reason}",
-            todo=f"Without a connection {manual}",
+            todo=f"Without a connection {manual}. For a first try take backbone samsans-small, a part of samsans",
         ) from error
 
 
