@@ -81,7 +81,7 @@ def variant(plan: Plan, backbone: str, count: int) -> Plan:
     return replace(
         plan,
         out=plan.out / _folder(backbone) / str(count),
-        split=replace(plan.split, **_unset(), file=str(plan.out / "splits" / f"{count}.json")),
+        split=replace(plan.split, **_unset(), file=str((plan.out / "splits" / f"{count}.json").absolute())),
         shots=(),
         backbones=(),
         backbone=None if sam2 else plan.backbones[0] if backbone == NO_BACKBONE else backbone,
