@@ -27,6 +27,7 @@ from samsans.data.cases import find_cases
 from samsans.data.slices import SliceDataset
 from samsans.data.splits import make_split
 from samsans.data.transforms import Preprocess
+from samsans.metrics.overlap import dice
 
 PARTS = 4  # of a token's side
 RIDGE = 10.0
@@ -78,15 +79,10 @@ def reading(seen: Tensor, shares: Tensor, unseen: Tensor, wanted: Tensor) -> flo
         truth, there = shares[:, k] > 0.5, wanted[:, k] > 0.5
         shown = there.flatten(1).any(1)
         if truth.any() and shown.any():
-            best = max(THRESHOLDS, key=lambda t: float(dice(first[:, k].flatten()[None] > t, truth.flatten()[None])[0]))
-            scores.append(float(dice(second[shown, k] > best, there[shown]).mean()))
+            best = max(THRESHOLDS, key=lambda t: dice((first[:, k] > t).numpy(), truth.numpy()))
+            found = zip((second[shown, k] > best).numpy(), there[shown].numpy(), strict=True)
+            scores.append(np.mean([dice(*pair) for pair in found]))
     return float(np.mean(scores))
-
-
-def dice(found: Tensor, truth: Tensor) -> Tensor:
-    """Dice of each row."""
-    found, truth = found.flatten(1), truth.flatten(1)
-    return 2 * (found & truth).sum(1) / (found.sum(1) + truth.sum(1)).clamp(min=1)
 
 
 def main() -> None:

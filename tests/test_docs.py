@@ -188,7 +188,7 @@ def _settings() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("method", "text"), list(_settings()))
 def test_yaml_is_configuration(method: str, text: str) -> None:
-    config.from_dict(yaml.safe_load(text), method=method)
+    assert config.from_dict(yaml.safe_load(text), method=method).method == method
 
 
 def test_configuration_reference_is_up_to_date() -> None:

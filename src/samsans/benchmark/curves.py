@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io as streams
 from collections.abc import Mapping
 from typing import Any
 
 from samsans import zoo
+from samsans.metrics import pictures
 
 FILE = "curves.png"
 COLUMNS, WIDTH, HEIGHT, DPI = 4, 2.9, 2.5, 130  # panels a line; inches; dots an inch
@@ -60,9 +60,7 @@ def draw(summary: Mapping[str, Any]) -> bytes:
         fontsize=8,
         frameon=False,
     )
-    buffer = streams.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
+    return pictures.png(figure, DPI)
 
 
 def _title(name: str, row: Mapping[str, Any]) -> str:

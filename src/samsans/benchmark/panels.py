@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io as streams
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,6 +73,4 @@ def _figure(shown: list[tuple[str, examples.Example]], methods: Mapping[str, Any
             axis.set_title(title if dice is None else f"{title} {dice:.2f}", fontsize=7, parse_math=False)
     chips = [Patch(color="#{:02x}{:02x}{:02x}".format(*color(k)), label=name) for k, name in enumerate(objects, 1)]
     figure.legend(handles=chips, loc="outside lower center", ncols=min(len(chips), 8), fontsize=8, frameon=False)
-    buffer = streams.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
+    return pictures.png(figure, DPI)

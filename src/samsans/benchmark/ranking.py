@@ -28,6 +28,7 @@ from samsans.metrics.evaluate import Summary, evaluate
 
 SCORE, HEADLINE = "dice", "Dice"
 COSTS = ("trained_parameters", "train_seconds", "peak_memory_bytes", "ms_per_slice")
+SHOWN_TRUTH = "prompted from the truth of the image: not comparable with automatic ones"
 FORMAT = 1  # of what is kept
 
 
@@ -160,6 +161,12 @@ def headlines(summary: Mapping[str, Any]) -> dict[str, tuple[float | None, list[
     return {name: (row[SCORE], row["ci"][SCORE]) for name, row in summary["methods"].items()}
 
 
+def footnotes(summary: Mapping[str, Any]) -> list[str]:
+    """The lines below a table whose methods have a star where they were shown the truth."""
+    starred = any(row["truth"] for row in summary["methods"].values())
+    return [*(["", f"* {SHOWN_TRUTH}"] if starred else []), *(f"note: {note}" for note in summary["notes"])]
+
+
 def text(summary: Mapping[str, Any]) -> str:
     """The ranked table for a terminal."""
     methods = summary["methods"]
@@ -169,7 +176,7 @@ def text(summary: Mapping[str, Any]) -> str:
     for truth in (False, True):
         group = {name: row for name, row in methods.items() if row["truth"] is truth}
         if truth and group:
-            lines += ["", "prompted from the truth of the image: not comparable with automatic ones"]
+            lines += ["", SHOWN_TRUTH]
         for name, row in group.items():
             interval = row["ci"]["dice"]
             cells = [_cell(row[metric], ".3f") for metric in METRICS]

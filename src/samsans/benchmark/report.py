@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io as streams
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import jinja2
 
 import samsans
 from samsans.benchmark import noise
+from samsans.metrics.pictures import png_uri
 
 PAGES = {"ranking": "ranking.html", "prompt_noise": "noise.html", "shots": "shots.html", "sets": "sets.html"}
 METRICS = {"dice": "Dice", "iou": "IoU", "hd95_mm": "HD95", "asd_mm": "ASD", "nsd": "NSD"}
@@ -44,7 +44,7 @@ def render(summary: Mapping[str, Any], text: str, pictures: Mapping[str, bytes])
     return environment.get_template(PAGES[summary["kind"]]).render(
         summary=summary,
         text=text,
-        pictures={name: _uri(png) for name, png in pictures.items()},
+        pictures={name: png_uri(png) for name, png in pictures.items()},
         titles=TITLES,
         summaries=SUMMARIES,
         shares=noise.SHARES,
@@ -52,10 +52,6 @@ def render(summary: Mapping[str, Any], text: str, pictures: Mapping[str, bytes])
         metrics=METRICS,
         version=samsans.__version__,
     )
-
-
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def number(value: float | None, digits: int = 3) -> str:

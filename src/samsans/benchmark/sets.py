@@ -8,7 +8,7 @@ from typing import Any
 
 import samsans.benchmark as one
 from samsans import io
-from samsans.benchmark import report, runs
+from samsans.benchmark import ranking, report, runs
 from samsans.benchmark.plan import Plan
 from samsans.errors import InputError
 from samsans.metrics.conventions import mean
@@ -94,9 +94,7 @@ def text(summary: Mapping[str, Any]) -> str:
         cells = [_cell(row["sets"].get(set)) for set in summary["sets"]]
         mean_ = "-" if row["mean"] is None else f"{row['mean']:.3f}"
         lines.append(f"{name + '*' * row['truth']:21}" + "".join(f"{cell:>24}" for cell in cells) + f"{mean_:>8}")
-    if any(row["truth"] for row in summary["methods"].values()):
-        lines += ["", "* prompted from the truth of the image: not comparable with automatic ones"]
-    return "\n".join([*lines, *(f"note: {note}" for note in summary["notes"])])
+    return "\n".join([*lines, *ranking.footnotes(summary)])
 
 
 def _cell(cell: Mapping[str, Any] | None) -> str:

@@ -272,9 +272,7 @@ def text(summary: Mapping[str, Any]) -> str:
             lines.append(line + _told(row["difference"].get(backbone)))
     for backbone, found in summary["difference"].items():
         lines.append(f"{ALL:20}{backbone:18}{'':{8 * len(counts)}}{_told(found)}")
-    if any(row["truth"] for row in summary["methods"].values()):
-        lines += ["", "* prompted from the truth of the image: not comparable with automatic ones"]
-    return "\n".join([*lines, *(f"note: {note}" for note in summary["notes"])])
+    return "\n".join([*lines, *ranking.footnotes(summary)])
 
 
 def _told(difference: Mapping[str, Any] | None) -> str:

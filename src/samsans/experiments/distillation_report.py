@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import io as streams
 import itertools
 from collections.abc import Mapping
 from typing import Any
+
+from samsans.metrics import pictures
 
 COLUMNS = {
     "volumetric_dice": "Dice of volumes",
@@ -104,9 +105,7 @@ def draw(found: Mapping[str, Any]) -> bytes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
         axis.set_axisbelow(True)
-    buffer = streams.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
+    return pictures.png(figure, 150)
 
 
 def _number(value: float | None) -> str:

@@ -5,7 +5,6 @@ One patch of each case, on the grid that the network sees, around the slice that
 
 from __future__ import annotations
 
-import io as streams
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -267,9 +266,7 @@ def _draw(scenes: Sequence[Scene], objects: Sequence[ClassInfo]) -> bytes:
         line[0].set_ylabel(f"{one.id}\nslice {one.place + 1} of {one.depth}", fontsize=8, parse_math=False)
     chips = [Patch(color=_hex(k), label=c.name) for k, c in enumerate(objects, 1)]
     figure.legend(handles=chips, loc="outside lower center", ncols=min(len(chips), 10), fontsize=8, frameon=False)
-    buffer = streams.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
+    return pictures.png(figure, DPI)
 
 
 def _painted(parts: Sequence[tuple[np.ndarray, int]], shape: tuple[int, int]) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io as streams
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -151,6 +150,4 @@ def _draw(rows: Sequence[tuple[str, float, _Row]]) -> bytes:
         line[-1].set_title("entropy", fontsize=8)
         remark = "\n".join(part for part in (id, f"GED {value:.3f}", row.remark) if part)
         line[0].set_ylabel(remark, fontsize=7, parse_math=False)
-    buffer = streams.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
+    return pictures.png(figure, DPI)

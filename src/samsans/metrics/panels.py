@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io as streams
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -90,6 +89,4 @@ def _draw(rows: Sequence[tuple[str, float, examples.Example]], objects: Sequence
     if legend:
         chips = [Patch(color="#{:02x}{:02x}{:02x}".format(*color(k)), label=c.name) for k, c in enumerate(objects, 1)]
         figure.legend(handles=chips, loc="outside lower center", ncols=len(chips), fontsize=8, frameon=False)
-    buffer = streams.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
+    return pictures.png(figure, DPI)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io as streams
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from samsans.io.overlay import check_planes, paint
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHORT_SIDE, LONG_SIDE = 256, 2048
 
@@ -21,6 +27,18 @@ class Plate:
     title: str
     png: bytes
     caption: str
+
+
+def png(figure: Figure, dpi: int) -> bytes:
+    """A figure as the content of a PNG file; the same figure gives the same bytes."""
+    buffer = streams.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def png_uri(content: bytes) -> str:
+    """The content of a PNG file as a ``data:`` address, for pages that need no other file."""
+    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:

@@ -65,7 +65,7 @@ def render(
         many=len(objects) > MANY_OBJECTS,
         pictures=_examples(summary, pairs, objects, slice_axis),
         ambiguity="" if summary.ambiguity is None else ambiguity_report.section(summary.ambiguity),
-        plates=[(plate, _png_uri(plate.png)) for plate in plates],
+        plates=[(plate, pictures.png_uri(plate.png)) for plate in plates],
         rows=rows[:LISTED_ROWS],
         provenance=_flat(summary.provenance),
         sliced=any(row["slice"] is not None for row in summary.cases),
@@ -159,10 +159,6 @@ def _data_uri(rgb: np.ndarray) -> str:
     buffer = streams.BytesIO()
     picture.save(buffer, "JPEG", quality=92, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _png_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def _flat(manifest: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -10,7 +10,6 @@ Higher is better everywhere.  Bands resample volumes, never draws or slices, and
 
 from __future__ import annotations
 
-import io as streams
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from samsans.errors import InputError
+from samsans.metrics import pictures
 
 RESAMPLES = 2000
 Numbers = Sequence[float] | np.ndarray
@@ -161,9 +161,7 @@ def curves(
         panels[1].invert_xaxis()
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", parse_math=False)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    buffer = streams.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
+    return pictures.png(figure, 150)
 
 
 def _checked(levels: Numbers, scores: Numbers) -> tuple[np.ndarray, np.ndarray]:
