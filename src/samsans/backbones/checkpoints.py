@@ -14,12 +14,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import SamModel
 
 from samsans import zoo
 from samsans.architectures import Sam2Architecture, SamArchitecture
+from samsans.backbones.adapters import add_lora
 from samsans.backbones.base import LoadReport
 from samsans.backbones.files import check_digest, check_state, find_weights, read_tensors
 from samsans.backbones.geometry import resize_state
@@ -33,7 +35,7 @@ from samsans.errors import InputError
 from samsans.zoo import BackboneEntry
 
 if TYPE_CHECKING:
-    from samsans.config import BackboneConfig
+    from samsans.config import BackboneConfig, LoraConfig
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +72,22 @@ ORIGINAL_NAMES = (
 )
 
 
-def load_backbone(config: BackboneConfig, *, seed: int = 0, masks: int | None = None, family: str = "") -> Any:
+@torch.random.fork_rng(devices=[])
+def load_backbone(
+    config: BackboneConfig,
+    lora: LoraConfig | None = None,
+    *,
+    seed: int = 0,
+    masks: int | None = None,
+    family: str = "",
+) -> Any:
     """The backbone that ``config`` names, ready to encode and decode, on the CPU in float32: a ``Sam`` or a ``Sam2``.
 
     ``config.name``: a name of the zoo, a hub id ``org/name``, a folder or file of weights.  ``seed`` decides the
-    weights of those that start from random ones, and nothing else.  The base is frozen unless ``config.train`` is
-    ``all``.  ``masks``: another number of masks in the decoder, whose heads are then drawn from ``seed`` (see
-    ``load_network``).  ``family``: the only one the method is built on, ``sam`` or ``sam2``; empty: either.
+    weights of those that start from random ones, and what is drawn here leaves no trace in the global generator.  The
+    base is frozen unless ``config.train`` is ``all``; where it is ``lora`` and ``lora`` is given, these adapters are
+    added, drawn from ``seed`` too.  ``masks``: another number of masks in the decoder, whose heads are then drawn from
+    ``seed`` (see ``load_network``).  ``family``: the only one that serves, ``sam`` or ``sam2``; empty: either.
 
     Raises ``InputError`` where the weights are not here and cannot be fetched, or do not fit.
     """
@@ -99,6 +110,8 @@ def load_backbone(config: BackboneConfig, *, seed: int = 0, masks: int | None = 
     _ = sam.base_hash  # of the weights as they are now, whatever is loaded or learnt later
     if config.train == "all":
         sam.freeze(False)
+    elif config.train == "lora" and lora is not None:
+        add_lora(sam, lora, seed=seed)
     return sam.eval()
 
 

@@ -122,5 +122,9 @@ def build(config: RunConfig, objects: Sequence[str]) -> Any:
     Returns:
         A ``torch.nn.Module`` that follows ``Method``; what is frozen has ``requires_grad`` false.
     """
+    import torch
+
     module = importlib.import_module(zoo.method_entry(config.method).module)
-    return module.build(config, tuple(objects))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return module.build(config, tuple(objects))

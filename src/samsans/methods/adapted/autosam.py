@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samsans.backbones import add_lora, load_backbone, merge_lora
+from samsans.backbones import load_backbone, merge_lora
 from samsans.methods.adapted.class_heads import CnnHead, TokenHead
 from samsans.methods.adapted.prompt_network import PromptNetwork
 from samsans.methods.classes import (
@@ -148,13 +148,9 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> AutoSam | AutoSamClass
     dense = config.model.prompt == "dense"
     if not dense:
         refuse_decoder_adapters(config)
-    backbone = load_backbone(config.backbone, seed=config.seed, family="sam")
-    if config.backbone.train == "lora":
-        add_lora(backbone, config.lora, seed=config.seed)
-    elif config.backbone.train == "all" and dense:
+    backbone = load_backbone(config.backbone, config.lora, seed=config.seed, family="sam")
+    if config.backbone.train == "all" and dense:
         backbone.train_whole(default_prompt=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        if dense:
-            return AutoSam(backbone, len(objects), config.model.width)
-        return AutoSamClasses(backbone, len(objects), config.model.prompt)
+    if dense:
+        return AutoSam(backbone, len(objects), config.model.width)
+    return AutoSamClasses(backbone, len(objects), config.model.prompt)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamTwoWayAttentionBlock
 
-from samsans.backbones import add_lora, load_backbone, merge_adapters, merge_lora
+from samsans.backbones import load_backbone, merge_adapters, merge_lora
 from samsans.errors import InputError
 from samsans.methods.adapted.samed_config import SamedConfig
 from samsans.methods.class_decoder import ClassDecoder
@@ -103,12 +103,8 @@ def deepen(decoder: Any, layers: int) -> None:
 def build(config: RunConfig, objects: tuple[str, ...]) -> Samed:
     """SAMed as a run's configuration describes it, its fresh parts drawn from ``config.seed``."""
     check(config)
-    backbone = load_backbone(config.backbone, seed=config.seed, family="sam")
-    if config.backbone.train == "lora":
-        add_lora(backbone, config.lora, seed=config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return Samed(backbone, len(objects), config.model)
+    backbone = load_backbone(config.backbone, config.lora, seed=config.seed, family="sam")
+    return Samed(backbone, len(objects), config.model)
 
 
 def check(config: RunConfig) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samsans.backbones import add_lora, load_backbone, merge_lora
+from samsans.backbones import load_backbone, merge_lora
 from samsans.errors import InputError
 from samsans.methods.class_decoder import ClassDecoder, ClassMaps
 from samsans.methods.classes import central_labels, one_stage, refuse_decoder_adapters, true_labels
@@ -228,9 +228,5 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> HSam:
     """H-SAM as a run's configuration describes it, its fresh parts drawn from ``config.seed``."""
     check(config.model)
     refuse_decoder_adapters(config)
-    backbone = load_backbone(config.backbone, seed=config.seed, family="sam")
-    if config.backbone.train == "lora":
-        add_lora(backbone, config.lora, seed=config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return HSam(backbone, config.model, len(objects))
+    backbone = load_backbone(config.backbone, config.lora, seed=config.seed, family="sam")
+    return HSam(backbone, config.model, len(objects))

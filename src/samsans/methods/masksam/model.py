@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from samsans.backbones import add_lora, load_backbone, merge_lora
+from samsans.backbones import load_backbone, merge_lora
 from samsans.errors import InputError
 from samsans.methods.classes import one_stage, true_masks
 from samsans.methods.masksam.config import MaskSamConfig, default_queries
@@ -205,7 +205,7 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> MaskSam:
     size, own = config.patches.size, config.model
     if size is None:
         raise InputError("patches.size is not known", "slices, rows and columns of a patch", "Plan or set patches.size")
-    backbone = load_backbone(config.backbone, seed=config.seed, family="sam")
+    backbone = load_backbone(config.backbone, config.lora, seed=config.seed, family="sam")
     side = backbone.input_size // 2**own.upsample
     if len(size) != 3 or size[0] < 1 or list(size[1:]) != [side, side]:
         raise InputError(
@@ -213,12 +213,8 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> MaskSam:
             f"slices, {side}, {side}; {own.upsample} doublings make them the backbone's {backbone.input_size} px",
             f"Set patches.size, or backbone.input_size {size[-1] * 2**own.upsample}",
         )
-    if config.backbone.train == "lora":
-        add_lora(backbone, config.lora, seed=config.seed)
-    elif config.backbone.train == "all":
+    if config.backbone.train == "all":
         masks = own.prompts == "generated" or own.gt_mask_prompt
         backbone.train_whole(default_prompt=own.prompts == "gt", boxes=True, masks=masks)
     channels = 1 if config.data.channels == "auto" else len(config.data.channels)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return MaskSam(backbone, own, len(objects), size[0], channels)
+    return MaskSam(backbone, own, len(objects), size[0], channels)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samsans.backbones import Sam2, add_lora, load_backbone, merge_lora
+from samsans.backbones import Sam2, load_backbone, merge_lora
 from samsans.backbones.sam2_network import MEMORIES, Reading
 from samsans.backbones.sam2_video import ABSENT, Proxy, Tracker
 from samsans.errors import InputError
@@ -288,10 +288,9 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> MedicalSam2:
     Raises:
         InputError: the backbone is no SAM 2.
     """
-    backbone = load_backbone(config.backbone, seed=config.seed, family="sam2")
+    backbone = load_backbone(config.backbone, config.lora, seed=config.seed, family="sam2")
     scores = config.model.scores > 0
     if config.backbone.train == "lora":
-        add_lora(backbone, config.lora, seed=config.seed)
         backbone.train_memory(attention=not config.lora.memory, scores=scores)
     elif config.backbone.train == "all":
         backbone.train_whole(memory=True, made=True, scores=scores)

@@ -129,6 +129,4 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> Medsa:
         if getattr(config.model, name) < 0:
             raise InputError(f"model.{name} is {getattr(config.model, name)}", "0 or more")
     backbone = load_backbone(config.backbone, seed=config.seed, family="sam")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return Medsa(backbone, config.model)
+    return Medsa(backbone, config.model)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from samsans.backbones import add_lora, load_backbone, merge_lora
+from samsans.backbones import load_backbone, merge_lora
 from samsans.cache import GIB, Cache
 from samsans.errors import InputError
 from samsans.methods.classes import refuse_decoder_adapters, require_one_object
@@ -333,9 +333,5 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> P2Sam:
     require_one_object(objects, "for p2sam", "samples are of one object")
     check(config.model, config.train.lr)
     refuse_decoder_adapters(config)
-    backbone = load_backbone(config.backbone, seed=config.seed, masks=config.model.masks, family="sam")
-    if config.backbone.train == "lora":
-        add_lora(backbone, config.lora, seed=config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return P2Sam(backbone, config.model, config.backbone.statistics)
+    backbone = load_backbone(config.backbone, config.lora, seed=config.seed, masks=config.model.masks, family="sam")
+    return P2Sam(backbone, config.model, config.backbone.statistics)

@@ -130,6 +130,4 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> ProbUNet:
         raise InputError(
             f"model.widths {own.widths} and model.latent {own.latent}", "two or more widths and a latent of at least 1"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return ProbUNet(NoBackbone(config.backbone.input_size or INPUT_SIZE), own)
+    return ProbUNet(NoBackbone(config.backbone.input_size or INPUT_SIZE), own)

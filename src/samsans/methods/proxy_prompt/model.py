@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samsans.backbones import Sam, Sam2, add_lora, load_backbone, merge_lora
+from samsans.backbones import Sam, Sam2, load_backbone, merge_lora
 from samsans.backbones.sam2_video import ABSENT, Tracker
 from samsans.errors import InputError
 from samsans.methods.episodes import episode, fingerprint, other_masks, to_tokens, upsample, visible_tokens
@@ -373,13 +373,9 @@ def _resemblance(prompts: Tensor) -> Tensor:
 
 def build(config: RunConfig, objects: tuple[str, ...]) -> ProxyPrompt:
     """Proxy Prompt as a run's configuration describes it, its fresh parts drawn from ``config.seed``."""
-    backbone = load_backbone(config.backbone, seed=config.seed)
-    if config.backbone.train == "lora":
-        add_lora(backbone, config.lora, seed=config.seed)
-    elif config.backbone.train == "all" and isinstance(backbone, Sam2):
+    backbone = load_backbone(config.backbone, config.lora, seed=config.seed)
+    if config.backbone.train == "all" and isinstance(backbone, Sam2):
         backbone.train_whole(memory=True)
     elif config.backbone.train == "all":
         backbone.train_whole()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return ProxyPrompt(backbone, config.model)
+    return ProxyPrompt(backbone, config.model)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samsans.backbones import add_lora, drop_lora, load_backbone, merge_lora
+from samsans.backbones import drop_lora, load_backbone, merge_lora
 from samsans.backbones.adapters import base_state, has_lora
 from samsans.errors import InputError
 from samsans.methods.classes import refuse_decoder_adapters, require_one_object, true_masks
@@ -337,9 +337,5 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> Spd:
             "such a threshold may let every point pass",
             stacklevel=2,
         )
-    backbone = load_backbone(config.backbone, seed=config.seed, family="sam")
-    if config.backbone.train == "lora":
-        add_lora(backbone, config.lora, seed=config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return Spd(backbone, config.model)
+    backbone = load_backbone(config.backbone, config.lora, seed=config.seed, family="sam")
+    return Spd(backbone, config.model)

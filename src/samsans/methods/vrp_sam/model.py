@@ -303,9 +303,7 @@ def build(config: RunConfig, objects: tuple[str, ...]) -> VrpSam:
     if config.backbone.train == "all":
         direct = config.model.direct
         backbone.train_whole(default_prompt=not direct, masks=direct)
-    with torch.random.fork_rng(devices=[]):
-        network = None
-        if config.model.features == "resnet50":
-            network = load_resnet(config.model.resnet, config.model.resnet_size)
-        torch.manual_seed(config.seed)
-        return VrpSam(backbone, config.model, network)
+    network = None
+    if config.model.features == "resnet50":
+        network = load_resnet(config.model.resnet, config.model.resnet_size)
+    return VrpSam(backbone, config.model, network)
