@@ -7,10 +7,9 @@ import io as streams
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-
 import samsans
 from samsans.benchmark import noise
+from samsans.metrics import pages
 from samsans.metrics.pictures import png_uri
 
 PAGES = {"ranking": "ranking.html", "prompt_noise": "noise.html", "shots": "shots.html", "sets": "sets.html"}
@@ -34,14 +33,10 @@ SUMMARIES = {
 
 def render(summary: Mapping[str, Any], text: str, pictures: Mapping[str, bytes]) -> str:
     """The report of a summary as HTML text; ``text``: the same table for a terminal; ``pictures``: PNG by file name."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("samsans.benchmark", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters["number"] = number
-    return environment.get_template(PAGES[summary["kind"]]).render(
+    return pages.render(
+        "samsans.benchmark",
+        PAGES[summary["kind"]],
+        filters={"number": number},
         summary=summary,
         text=text,
         pictures={name: png_uri(png) for name, png in pictures.items()},

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -14,7 +12,7 @@ from matplotlib.figure import Figure
 from samsans.config import SliceAxis
 from samsans.errors import InputError
 from samsans.io.orientation import Orientation
-from samsans.metrics import examples, matching, pictures, plots, sampled
+from samsans.metrics import examples, matching, pages, pictures, plots, sampled
 from samsans.metrics.sampled import COLUMNS, Folder, Sampled
 
 FILE = "ambiguity.png"
@@ -25,10 +23,10 @@ ACCENT = "#0b7a75"
 
 def section(found: Sampled) -> Markup:
     """The part of the report about samples, as HTML."""
-    template = resources.files("samsans.metrics").joinpath("ambiguity.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["number"] = lambda value: "–" if value is None else f"{value:.3f}"
-    page = environment.from_string(template).render(
+    page = pages.render(
+        "samsans.metrics",
+        "ambiguity.html",
+        filters={"number": lambda value: "–" if value is None else f"{value:.3f}"},
         found=found,
         columns=COLUMNS,
         groups=sampled.GROUPS,

@@ -6,10 +6,8 @@ import base64
 import io as streams
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -17,7 +15,7 @@ from PIL import Image
 import samsans
 from samsans import io
 from samsans.config import SliceAxis
-from samsans.metrics import ambiguity_report, conventions, examples, matching, pictures, plots, slicewise
+from samsans.metrics import ambiguity_report, conventions, examples, matching, pages, pictures, plots, slicewise
 from samsans.metrics.conventions import METRICS
 from samsans.metrics.evaluate import Summary
 from samsans.palette import color
@@ -39,10 +37,6 @@ def render(
 
     plates: further pictures, shown with their titles and captions.  slice_axis: which planes of volumes are shown.
     """
-    template = resources.files("samsans.metrics").joinpath("report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["number"] = number
-    environment.filters["signed"] = signed
     names = {
         "dice": "Dice",
         "iou": "IoU",
@@ -52,7 +46,10 @@ def render(
     }
     chips = {c.name: "#{:02x}{:02x}{:02x}".format(*color(k)) for k, c in enumerate(objects, start=1)}
     rows = sorted(summary.cases, key=lambda row: (2.0 if row["dice"] is None else row["dice"], row["id"]))
-    return environment.from_string(template).render(
+    return pages.render(
+        "samsans.metrics",
+        "report.html",
+        filters={"number": number, "signed": signed},
         summary=summary,
         version=samsans.__version__,
         metrics=METRICS,
