@@ -15,11 +15,12 @@ from samsans.benchmark import noise, runs, scores
 from samsans.benchmark.contestants import levels_of
 from samsans.benchmark.scores import Answer, Contest
 from samsans.cli import main
+from samsans.commands import benchmark as command
 from samsans.config import DataConfig, SplitConfig
 from samsans.data.cases import Dataset
 from samsans.data.phantoms import write
 from samsans.data.prompt_statistics import PromptStatistics
-from samsans.errors import InputError
+from samsans.errors import InputError, OtherRunError
 from samsans.metrics import robustness
 from samsans.metrics.slicewise import slicewise
 from samsans.types import Case
@@ -167,9 +168,26 @@ def test_other_settings_are_refused_and_a_longer_training_goes_on(tubes: Path, d
     assert runs.finished(plan, "samed")
     assert runs.finished(plan, "prompted_box")
     assert not runs.finished(replace(plan, length={"train.steps": 3}), "samed")
+    for shorter in ({"train.steps": 1}, {"train.minutes": 1.0}):
+        with pytest.raises(OtherRunError, match="was trained for 2 steps, and 1 "):
+            runs.finished(replace(plan, length=shorter), "samed")
+    file = plan.run("samed") / "train.json"
+    told = json.loads(file.read_text())
+    for reason, ended in (("no improvement in 3 validations", True), ("Ctrl-C", False), (None, False)):
+        file.write_text(json.dumps(told | {"finished": False, "stopped_by": reason}))
+        assert runs.finished(plan, "samed") == ended
+    file.write_text(json.dumps(told))
     (plan.run("tuning") / "train.json").rename(plan.run("tuning") / "kept.json")
     assert not runs.finished(plan, "tuning")
     (plan.run("tuning") / "kept.json").rename(plan.run("tuning") / "train.json")
+
+
+def test_a_published_split_needs_no_other() -> None:
+    parser = command._benchmark_parser(False)
+    plan = command._plan(parser.parse_args(["data", "-o", "out", "--split.protocol", "synapse"]))
+    assert (plan.split.protocol, plan.split.test) == ("synapse", 0.0)
+    told = parser.parse_args(["data", "-o", "out", "--split.protocol", "synapse", "--split.test", "0.3"])
+    assert command._plan(told).split.test == 0.3  # refused by the split itself
 
 
 def test_command(tubes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

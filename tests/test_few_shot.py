@@ -94,6 +94,16 @@ def test_what_cannot_be_a_curve() -> None:
         shots._backbones(benchmark.Plan(DataConfig("x"), Path(), (), shots=(1,), backbones=("tiny",)), "medical_sam2")
 
 
+def test_learning_curves_keep_their_split(tmp_path: Path) -> None:
+    plan = benchmark.Plan(DataConfig("x"), tmp_path, ("samed",), shots=(1, 2), backbones=("tiny", "scratch"))
+    began = Split(train=("1", "2", "3"), test=("4",))
+    shots._write_splits(plan, dataset(), began)
+    shots._write_splits(plan, dataset(), began)
+    assert len(Split.load(tmp_path / "splits" / "2.json").train) == 2
+    with pytest.raises(InputError, match=r"1\.json divides the cases in another way.*another folder"):
+        shots._write_splits(plan, dataset(), Split(train=("2", "3", "4"), test=("1",)))
+
+
 # -- the whole --------------------------------------------------------------------------------------------------------
 
 

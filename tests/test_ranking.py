@@ -15,7 +15,7 @@ from samsans.benchmark.contestants import CONTESTANTS, choose
 from samsans.config import DataConfig, SplitConfig
 from samsans.data.cases import Dataset
 from samsans.data.phantoms import write
-from samsans.errors import InputError
+from samsans.errors import InputError, OtherRunError
 from samsans.training.errors import TrainingError, TrainingStopped
 from samsans.types import Case
 
@@ -83,7 +83,7 @@ def test_what_fails_is_noted_or_raised() -> None:
     assert course.attempt("samed", fail, InputError("no object")) is None
     assert course.attempt("hsam", fail, TrainingError("the loss is nan")) is None
     assert course.notes == ["samed does not suit these data: no object.", "hsam could not be trained: the loss is nan"]
-    for error in (TrainingStopped("Ctrl-C"), KeyError("a mistake of ours")):
+    for error in (TrainingStopped("Ctrl-C"), KeyError("a mistake of ours"), OtherRunError("another seed")):
         with pytest.raises(type(error)):
             course.attempt("samed", fail, error)
     with pytest.raises(TrainingError):
@@ -128,8 +128,22 @@ def test_few_patients_are_counted_by_case(tmp_path: Path) -> None:
     dataset, notes = runs.tested(cases("a", "b", "c", "d"), split)
     assert [case.patient for case in dataset.cases] == ["b", "c", "d"]
     assert not notes
-    with pytest.raises(InputError, match="no held-out case"):
+    chosen_on = runs.Split(train=("0",), val=("1", "2", "3"))
+    assert "chose the weights" in runs.tested(cases("a", "b", "c", "d"), chosen_on)[1][0]
+    with pytest.raises(InputError, match=r"no held-out case.*--split\.test_patients"):
         runs.tested(cases("a"), split)
+
+
+def test_the_content_of_cases_is_of_their_bytes(tmp_path: Path) -> None:
+    image, mask = tmp_path / "a.png", tmp_path / "mask.png"
+    image.write_bytes(b"image")
+    mask.write_bytes(b"mask")
+    dataset = Dataset(tmp_path, "files", (Case("a", "p", (image,), ((mask,),)),))
+    first = runs.content(dataset)
+    assert runs.content(dataset) == first
+    assert runs.content(replace(dataset, cases=(replace(dataset.cases[0], patient="q"),))) != first
+    mask.write_bytes(b"a mask that somebody mended")
+    assert runs.content(dataset) != first
 
 
 def scored(dice: float | None, truth: bool = False) -> dict[str, object]:
@@ -140,7 +154,7 @@ def scored(dice: float | None, truth: bool = False) -> dict[str, object]:
 def test_prompted_from_the_truth_is_ranked_apart(tmp_path: Path) -> None:
     found = {"samed": scored(0.5), "true_box": scored(0.9, True), "hsam": scored(0.6), "autosam": scored(None)}
     asked = benchmark.Plan(DataConfig("x"), tmp_path, tuple(found), backbone="tiny")
-    summary = ranking.summarise(asked, found, [])
+    summary = ranking.summarise(asked, found, {"a": "p", "b": "q"}, [])
     assert [(name, row["rank"]) for name, row in summary["methods"].items()] == [
         ("hsam", 1),
         ("samed", 2),
@@ -238,6 +252,12 @@ def test_nnunet(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(external, "cost", lambda run: runs.Cost(1, {"samed": 100.0, "hsam": 61.0}[run.name]))
     assert external.minutes(asked) == 1.7
     assert external.minutes(replace(asked, length={"train.minutes": 5})) == 5
+    monkeypatch.setattr(external, "cost", lambda run: runs.Cost())
+    with pytest.raises(InputError, match="Give --minutes"):
+        external.minutes(asked)
+    monkeypatch.setattr(ranking, "train_all", lambda *_: pytest.fail("trained before nnU-Net was looked for"))
+    with pytest.raises(InputError, match="--nnunet"):
+        benchmark.benchmark(asked)
     with pytest.raises(InputError, match="--nnunet"):
         external.ask(asked, Dataset(photographs, "files", ()))
     assert asked.masks("nnunet") == tmp_path / "nnunet" / "masks"

@@ -98,6 +98,10 @@ def test_compare_is_wilcoxon_with_holm() -> None:
     raw = [stats.wilcoxon(ours, others[name]).pvalue for name in ("far", "near")]
     assert raw[0] < raw[1]
     found = compare(ours, others)
+    assert compare(ours, others, list(map(str, range(len(ours))))) == found
+    twice = {name: np.repeat(theirs, 2) for name, theirs in others.items()}
+    of = np.repeat(np.arange(len(ours)).astype(str), 2)
+    assert compare(np.repeat(ours, 2), twice, of) == pytest.approx(found)
     assert list(found) == ["far", "near", "same"]
     assert found["far"] == pytest.approx(3 * raw[0])
     assert found["near"] == pytest.approx(min(1, 2 * raw[1]))

@@ -133,6 +133,16 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path: Path)
     assert all(torch.isfinite(value).all() for value in saved["weights"].values())
 
 
+def test_a_longer_training_that_fails_is_not_the_shorter_one_that_was_finished(tmp_path: Path) -> None:
+    train(tmp_path, steps=5)
+    assert json.loads((tmp_path / "train.json").read_text())["finished"]
+    method = DummyMethod()
+    method.loss = lambda output, batch: {"loss": output.sum() * torch.nan}
+    with pytest.raises(TrainingError):
+        train(tmp_path, method=method, steps=10, resume=True)
+    assert not (tmp_path / "train.json").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_save_and_say_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)

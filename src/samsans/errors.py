@@ -18,3 +18,7 @@ class InputError(SamsansError, ValueError):
         if todo:
             parts.append(todo.removesuffix(".") + ".")
         super().__init__(" ".join(parts))
+
+
+class OtherRunError(InputError):
+    """A folder holds a run of other settings than those asked for."""

@@ -19,6 +19,13 @@ from samsans.experiments.nnunet_child import NnUNet
 from samsans.inference.manifest import Manifest, hash_values
 
 
+def find(plan: Plan) -> NnUNet:
+    """The nnU-Net of a plan; InputError where no environment is named, or that has none."""
+    if plan.nnunet is None:
+        raise InputError("nnunet, and no environment that holds it", "its Python", "Give --nnunet env/bin/python")
+    return NnUNet.find(plan.nnunet)
+
+
 def identity(plan: Plan) -> str:
     """Hash of what it answers with: it is trained once, on one split, for so many minutes."""
     split = (plan.run(plan.trained[0]) / "split.json").read_text(encoding="utf-8")
@@ -31,6 +38,8 @@ def minutes(plan: Plan) -> float:
     if told is not None:
         return float(told)
     slowest = max(cost(plan.run(name)).train_seconds for name in plan.trained)
+    if not slowest:
+        raise InputError(f"{EXTERNAL} beside methods that train nothing", "a length of its training", "Give --minutes")
     return max(1, math.ceil(slowest / 6)) / 10
 
 
@@ -39,9 +48,7 @@ def ask(plan: Plan, dataset: Dataset, on_progress: OnProgress | None = None) -> 
 
     On a CPU it has as many threads as the others.  Raises InputError where it is not there, or fails.
     """
-    if plan.nnunet is None:
-        raise InputError("nnunet, and no environment that holds it", "its Python", "Give --nnunet env/bin/python")
-    threads = torch.get_num_threads() if NnUNet.find(plan.nnunet).device == "cpu" else None
+    threads = torch.get_num_threads() if find(plan).device == "cpu" else None
     asked = Request(plan.data, plan.run(plan.trained[0]), plan.out / EXTERNAL, plan.seed, on_progress=on_progress)
     nnunet(asked, python=plan.nnunet, minutes=minutes(plan), threads=threads)
     about = Manifest.load(plan.masks(EXTERNAL)).about

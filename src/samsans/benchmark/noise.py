@@ -47,13 +47,13 @@ def run(plan: Plan, course: Course) -> tuple[dict[str, Any], dict[str, bytes]]:
             "Choose one with --data.classes",
         )
     plan = train_all(suited(plan, course), course)
-    dataset, _ = held_out(plan)
+    dataset, notes = held_out(plan)
     contests = {}
     for name in plan.names:
         course.say(f"segmenting with {name}")
         contests[name] = ask(plan, name, dataset, course.on_progress)
     cases = [case.id for case in dataset.cases]
-    summary = summarise(plan, contests, cases, [*plan.notes(), *course.notes])
+    summary = summarise(plan, contests, cases, [*plan.notes(), *notes, *course.notes])
     return summary, {"curves.png": picture(plan, contests, cases, summary)}
 
 

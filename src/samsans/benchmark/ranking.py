@@ -16,7 +16,7 @@ from samsans import io
 from samsans.benchmark import external, panels
 from samsans.benchmark.contestants import CONTESTANTS, EXTERNAL
 from samsans.benchmark.plan import Plan
-from samsans.benchmark.runs import Course, OnProgress, cost, held_out, identity, open_run, suited, train_all
+from samsans.benchmark.runs import Course, OnProgress, content, cost, held_out, identity, open_run, suited, train_all
 from samsans.benchmark.scores import TIMED, foreign
 from samsans.data.cases import Dataset
 from samsans.errors import InputError
@@ -29,12 +29,15 @@ from samsans.metrics.evaluate import Summary, evaluate
 SCORE, HEADLINE = "dice", "Dice"
 COSTS = ("trained_parameters", "train_seconds", "peak_memory_bytes", "ms_per_slice")
 SHOWN_TRUTH = "prompted from the truth of the image: not comparable with automatic ones"
-FORMAT = 1  # of what is kept
+FORMAT = 2  # of what is kept
 
 
 def run(plan: Plan, course: Course) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Train, predict and rank: the content of ``summary.json``, and pictures by file name."""
-    plan = train_all(suited(plan, course), course)
+    plan = suited(plan, course)
+    if EXTERNAL in plan.names and course.attempt(EXTERNAL, external.find, plan) is None:
+        plan = plan.without(EXTERNAL)
+    plan = train_all(plan, course)
     dataset, notes = held_out(plan)
     found: dict[str, dict[str, Any]] = {}
     for name in plan.names:
@@ -44,7 +47,8 @@ def run(plan: Plan, course: Course) -> tuple[dict[str, Any], dict[str, bytes]]:
             found[name] = answer
     if not found:
         raise InputError("; ".join(course.notes), "at least one method that suits the data")
-    summary = summarise(plan, found, [*plan.notes(), *notes, *course.notes])
+    patients = {case.id: case.patient for case in dataset.cases}
+    summary = summarise(plan, found, patients, [*plan.notes(), *notes, *course.notes])
     png = panels.draw(plan, summary, dataset) if plan.panels else None
     return summary, {} if png is None else {panels.FILE: png}
 
@@ -53,9 +57,8 @@ def ask(plan: Plan, name: str, dataset: Dataset, on_progress: OnProgress | None 
     """What a trained contestant scores on the cases of ``dataset``; its report is in ``reports/NAME``."""
     file = plan.out / "scores" / name / "ranking.json"
     who = external.identity(plan) if name == EXTERNAL else identity(plan, name)
-    cases = [(case.id, case.patient) for case in dataset.cases]
     classes = [(c.name, c.values) for c in dataset.classes]
-    key = hash_values(FORMAT, who, plan.convention, plan.seed, plan.data.slice_axis, cases, classes)
+    key = hash_values(FORMAT, who, plan.convention, plan.seed, plan.data.slice_axis, content(dataset), classes)
     if file.is_file():
         kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if kept["key"] == key:
@@ -129,8 +132,13 @@ def by_case(found: Summary, name: str | None = None) -> dict[str, float | None]:
     return {case: mean(values) for case, values in parts.items()}
 
 
-def summarise(plan: Plan, found: Mapping[str, dict[str, Any]], notes: list[str]) -> dict[str, Any]:
+def summarise(
+    plan: Plan, found: Mapping[str, dict[str, Any]], patients: Mapping[str, str], notes: list[str]
+) -> dict[str, Any]:
     """The content of ``summary.json``: the methods by rank, each with p against the best (Wilcoxon, Holm).
+
+    patients: of each case; they are the pairs of the test, each the mean over its cases (our decision: cases of one
+    patient are not independent).
 
     Those whose prompts were drawn from the truth of the image at hand come last and are ranked among themselves.
     """
@@ -142,7 +150,7 @@ def summarise(plan: Plan, found: Mapping[str, dict[str, Any]], notes: list[str])
             continue
         best = group[order[0]]["cases"]
         others = {name: numbers(group[name]["cases"], best) for name in order[1:]}
-        p: Mapping[str, float | None] = robustness.compare(numbers(best, best), others)
+        p: Mapping[str, float | None] = robustness.compare(numbers(best, best), others, [patients[id] for id in best])
         for rank, name in enumerate(order, start=1):
             shown = {key: value for key, value in group[name].items() if key != "class_cases"}
             methods[name] = {"rank": rank} | shown | {"p": p.get(name)}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,14 +20,15 @@ from samsans.benchmark.contestants import CONTESTANTS
 from samsans.benchmark.plan import Plan
 from samsans.data.cases import Dataset, find_cases
 from samsans.data.classes import read_classes
-from samsans.data.splits import Split
-from samsans.errors import InputError
+from samsans.data.splits import Split, make_split
+from samsans.errors import InputError, OtherRunError
 from samsans.inference import Segmenter
-from samsans.inference.manifest import hash_values
+from samsans.inference.manifest import hash_files, hash_values
 from samsans.training.data import keep_plan
 from samsans.training.errors import TrainingError, TrainingStopped
 from samsans.training.run import check_folder
 from samsans.training.run import train as fit
+from samsans.training.signals import CAUGHT
 from samsans.types import Batch, Needs, Progress
 
 OnProgress = Callable[[Progress], None]
@@ -66,8 +67,8 @@ class Course:
             return None
 
     def refused(self, name: str, error: Exception) -> None:
-        """Note why a contestant is left out; raises the error where it may not be."""
-        if not self.unsuited:
+        """Note why a contestant is left out; raises the error where it may not be, or is of the folder."""
+        if not self.unsuited or isinstance(error, OtherRunError):
             raise error
         why = "does not suit these data" if isinstance(error, InputError) else "could not be trained"
         self.note(f"{name} {why}: {error}")
@@ -99,8 +100,14 @@ def suited(plan: Plan, course: Course) -> Plan:
 
 
 def train_all(plan: Plan, course: Course) -> Plan:
-    """Train every run of a plan, in turn; returns the plan with those who could be trained."""
+    """Train every run of a plan, in turn; returns the plan with those who could be trained.
+
+    Raises InputError before the first of them where nobody could be scored afterwards.
+    """
     trained = plan.trained
+    if trained:
+        dataset = find_cases(plan.data)
+        tested(dataset, make_split(dataset, plan.split, plan.seed))
     for place, name in enumerate(trained, start=1):
         course.say(f"{place}/{len(trained)} training {name}")
         users = ", ".join(one for one in plan.names if name in (one, CONTESTANTS[one].of))
@@ -133,17 +140,36 @@ def train(plan: Plan, name: str, on_progress: OnProgress | None = None) -> Path:
 
 
 def finished(plan: Plan, name: str) -> bool:
-    """Whether the run of a contestant is trained as long as asked; InputError where it is of another configuration."""
+    """Whether the run of a contestant is trained as long as asked.
+
+    Raises OtherRunError where it is of another configuration, or was trained longer.
+    """
     run, config = plan.run(name), plan.settings(name)
     if not (run / "config.yaml").is_file():
         return False
     check_folder(keep_plan(config, run), run, resume=True)
     written = configuration.read_yaml(run / "config.yaml")["train"]
-    if any(written[key] != getattr(config.train, key) for key in LENGTHS):
+    now = asdict(config.train)
+    (unit, before), (other, wanted) = _length(written), _length(now)
+    if unit != other or before > wanted:
+        raise OtherRunError(
+            f"{run} was trained for {before:g} {unit}, and {wanted:g} {other} are asked for",
+            "as long a training as before, or a longer one",
+            "Name another folder with -o",
+        )
+    if any(written[key] != now[key] for key in LENGTHS):
         return False
     if not (run / "train.json").is_file():  # nothing to train, or interrupted
         return CONTESTANTS[name].frozen
-    return bool(json.loads((run / "train.json").read_text(encoding="utf-8"))["finished"])
+    told = json.loads((run / "train.json").read_text(encoding="utf-8"))
+    return bool(told["finished"]) or told["stopped_by"] not in (None, *CAUGHT.values())  # its patience ended it
+
+
+def _length(train: Mapping[str, Any]) -> tuple[str, float]:
+    """What a training is measured in, and where it ends."""
+    unit = next((unit for unit in ("minutes", "epochs") if train[unit] is not None), "steps")
+    end = train["stop_epoch"] if unit == "epochs" and train["stop_epoch"] is not None else train[unit]
+    return unit, float(end)
 
 
 def same_split(plan: Plan) -> Split:
@@ -179,15 +205,25 @@ def tested(dataset: Dataset, split: Split) -> tuple[Dataset, tuple[str, ...]]:
     ids = set(split.test or split.val)
     cases = tuple(case for case in dataset.labelled if case.id in ids)
     if not cases:
-        raise InputError(f"no held-out case of {dataset.root} has a mask", "a labelled case")
+        raise InputError(
+            f"no held-out case of {dataset.root} has a mask",
+            "a labelled case",
+            "Name patients with --split.test_patients, or cases in a --split.file",
+        )
+    notes = []
+    if not split.test:
+        notes.append(
+            "Nobody is held out to test: the cases scored are those that chose the weights, "
+            "which flatters what is trained."
+        )
     people = len({case.patient for case in cases})
-    if people >= FEWEST_PATIENTS or people == len(cases):
-        return replace(dataset, cases=cases), ()
-    note = (
-        f"All {len(cases)} held-out cases are of {people} patient{'s' if people > 1 else ''}: "
-        "intervals are over cases, and say little of other patients."
-    )
-    return replace(dataset, cases=tuple(replace(case, patient=case.id) for case in cases)), (note,)
+    if people < FEWEST_PATIENTS and people < len(cases):
+        notes.append(
+            f"All {len(cases)} held-out cases are of {people} patient{'s' if people > 1 else ''}: "
+            "intervals are over cases, and say little of other patients."
+        )
+        cases = tuple(replace(case, patient=case.id) for case in cases)
+    return replace(dataset, cases=cases), tuple(notes)
 
 
 def cost(run: Path) -> Cost:
@@ -221,6 +257,12 @@ def identity(plan: Plan, name: str) -> str:
     }
     files = [io.file_hash(path) for path in sorted((run / "model").glob("*.safetensors"))]
     return hash_values(name, kept, files)
+
+
+def content(dataset: Dataset) -> str:
+    """Hash of the cases of a data set: who they are, and every byte of their images and masks."""
+    files = [hash_files((*case.images, *(path for label in case.labels for path in label))) for case in dataset.cases]
+    return hash_values([(case.id, case.patient) for case in dataset.cases], files)
 
 
 def open_run(plan: Plan, name: str) -> Segmenter:

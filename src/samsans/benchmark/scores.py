@@ -1,7 +1,7 @@
 """Predicting the held-out cases with a contestant at one level and draw of the noise, and scoring them; kept on disk.
 
 ``scores/NAME/LEVEL-DRAW.json`` holds, of every case, the numbers of every slice, so that any mean can be taken of them
-later; it is read again only if the run is the same to the last weight.
+later; it is read again only if the run is the same to the last weight, and the cases to the last byte.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 from samsans import io
 from samsans.benchmark.contestants import CONTESTANTS
 from samsans.benchmark.plan import Plan
-from samsans.benchmark.runs import OnProgress, identity, open_run
+from samsans.benchmark.runs import OnProgress, content, identity, open_run
 from samsans.data.cases import Dataset
 from samsans.data.prompt_noise import LEVELS, Noise
 from samsans.data.prompt_statistics import PromptStatistics
 from samsans.errors import InputError
-from samsans.inference.manifest import Manifest
+from samsans.inference.manifest import Manifest, hash_values
 from samsans.io.orientation import Orientation
 from samsans.metrics import examples, matching
 from samsans.metrics.slicewise import Slicewise, slicewise
@@ -77,7 +77,7 @@ def jobs(plan: Plan, name: str) -> list[tuple[str, int]]:
 
 def ask(plan: Plan, name: str, dataset: Dataset, on_progress: OnProgress | None = None) -> Contest:
     """The answers of a trained contestant to the cases of ``dataset``; those that are kept are not made again."""
-    contest, key, segmenter = Contest(name), identity(plan, name), None
+    contest, key, segmenter = Contest(name), hash_values(identity(plan, name), content(dataset)), None
     axis = plan.data.slice_axis
     for level, draw in jobs(plan, name):
         where = f"{level or 'once'}-{draw}"

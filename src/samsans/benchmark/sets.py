@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ def benchmark_sets(
     plans: Mapping[str, Plan],
     out: Path,
     *,
-    unsuited: bool = False,
+    unsuited: Container[str] = (),
     say: Callable[[str], None] = lambda line: None,
     on_progress: runs.OnProgress | None = None,
 ) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def benchmark_sets(
     Args:
         plans: By the name of the set; all of one form, and their folders ``out/SET``.
         out: Folder to write.
-        unsuited: As in ``benchmark``.
+        unsuited: Names of the sets where methods that do not suit are left out, as in ``benchmark``.
         say: As in ``benchmark``.
         on_progress: As in ``benchmark``.
 
@@ -43,7 +43,7 @@ def benchmark_sets(
     found = {}
     for place, (name, plan) in enumerate(plans.items(), start=1):
         say(f"data set {place}/{len(plans)}: {name}")
-        found[name] = one.benchmark(plan, unsuited=unsuited, say=say, on_progress=on_progress)
+        found[name] = one.benchmark(plan, unsuited=name in unsuited, say=say, on_progress=on_progress)
     pictures = {name: sorted(path.name for path in (out / name).glob("*.png")) for name in found}
     summary = summarise(found, pictures)
     io.write_text(out / "table.csv", report.table(rows(summary)))

@@ -20,7 +20,7 @@ from samsans.benchmark.runs import UNUSABLE, Course, tested, train
 from samsans.config import SplitConfig
 from samsans.data.cases import Dataset, case_of_slice, find_cases
 from samsans.data.splits import Split, make_split
-from samsans.errors import InputError
+from samsans.errors import InputError, OtherRunError
 from samsans.metrics import statistics
 from samsans.metrics.conventions import METRICS
 
@@ -123,7 +123,14 @@ def _write_splits(plan: Plan, cases: Dataset, whole: Split) -> None:
     patients = {case.id: case.patient for case in cases.cases}
     for count, ids in nested(whole.train, patients, plan.shots, plan.seed).items():
         slices = tuple(name for name in whole.slices if case_of_slice(name, patients) in ids)
-        Split(tuple(ids), whole.val, whole.test, slices).save(plan.out / "splits" / f"{count}.json")
+        split, file = Split(tuple(ids), whole.val, whole.test, slices), plan.out / "splits" / f"{count}.json"
+        if file.is_file() and split != Split.load(file):
+            raise InputError(
+                f"{file} divides the cases in another way than the data and the options now do",
+                "the data and the split that these learning curves began with",
+                "Name another folder with -o",
+            )
+        split.save(file)
 
 
 def _backbones(plan: Plan, name: str) -> list[str]:
@@ -158,6 +165,8 @@ def _curve(plan: Plan, name: str, backbone: str, dataset: Dataset, course: Cours
         try:
             train(one, one.trained[0], course.on_progress)
             points[count] = ranking.ask(one, name, dataset, course.on_progress)
+        except OtherRunError:
+            raise
         except UNUSABLE as error:
             if not points:
                 course.refused(f"{name} on {backbone}", error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
         told = _parse(parser, argv, defaults=False).as_dict()
         asked = {name: _arguments(name, own, told) for name, own in _read(args.folder).items()}
         plans = {name: _plan(one) for name, one in asked.items()}
-        unsuited = all(one.methods == "all" for one in asked.values())
+        unsuited = [name for name, one in asked.items() if one.methods == "all"]
         print(sets.text(sets.benchmark_sets(plans, Path(args.out), unsuited=unsuited, **manner)))
     else:
         if args.root is not None:
@@ -80,6 +81,9 @@ def _plan(args: Any) -> Any:
 
     lengths = {"train.steps": args.steps, "train.epochs": args.epochs, "train.minutes": args.minutes}
     levels = levels_of(args.prompt_noise) if args.prompt_noise else ()
+    split = SplitConfig(**vars(args.split))
+    if split.protocol is not None and split.test == HELD_OUT["split.test"]:
+        split = replace(split, test=0.0)  # the default: the published split says who is held out
     return benchmark.Plan(
         data=_data_config(args.folder, args.data),
         out=Path(args.out),
@@ -91,7 +95,7 @@ def _plan(args: Any) -> Any:
         backbone=args.backbone,
         sam2=args.sam2,
         input_size=args.input_size,
-        split=SplitConfig(**vars(args.split)),
+        split=split,
         prompts=PromptConfig(**vars(args.prompts)),
         length={key: value for key, value in lengths.items() if value is not None},
         config=args.config,

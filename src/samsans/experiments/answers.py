@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from samsans.inference import Segmenter
 
 SHOWN = {"dice": ("Dice", 3), "hd95_mm": ("HD95", 2)}
-TIMED = ("read", "model", "restore")  # from the file to the label map, without writing it
+TIMED = ("read", "prepare", "model", "restore")  # from the file to the label map, without writing it
 
 Scores = Mapping[str, Mapping[str, Summary]]
 

@@ -326,7 +326,7 @@ def _read(
             job = prompting.prompt(dataset, case, job, segmenter.preprocess, segmenter.classes, hashed)
     except (InputError, OSError, MemoryError) as error:
         return replace(item, failure=str(error) or type(error).__name__)
-    job.add("read", time.perf_counter() - start)
+    job.add("read", time.perf_counter() - start - job.seconds.get("prepare", 0.0))
     return replace(item, job=job)
 
 

@@ -197,7 +197,9 @@ class PointRunner(Runner):
             finished += self._finish(self._waiting.popleft(), target)
         for entry in self._waiting:
             entry.let_go()
-        seconds = {"prepare": prepared - start, "model": time.perf_counter() - prepared} | self.timer.reset()
+        parts = self.timer.reset()
+        model = time.perf_counter() - prepared - parts.get("restore", 0.0)
+        seconds = {"prepare": prepared - start, "model": model} | parts
         for job, _ in waiting:
             for part, value in seconds.items():
                 job.add(part, value / len(waiting))
@@ -252,9 +254,8 @@ class PointRunner(Runner):
             points = self._tensor(job.shown[entry.index])
             with autocast(self.device, self.precision), torch.inference_mode(), self.timer("decode"):
                 logits = self.method.answer(entry.features, (points,))
-            start = time.perf_counter()
-            self._paint(job, entry.index, logits[0].float(), entry.valid, target)
-            job.add("restore", time.perf_counter() - start)
+            with self.timer("restore"):
+                self._paint(job, entry.index, logits[0].float(), entry.valid, target)
         job.done += 1
         return [job] if job.done == job.depth else []
 

@@ -52,18 +52,22 @@ def open_volume(
     """Bring a volume to the planned grid, so that an unusable one is known before the method runs."""
     if 0 in volume.array.shape:
         raise InputError(f"{volume.path or id} has the shape {volume.array.shape}", "an image with pixels")
+    start = time.perf_counter()
     try:
         image, grid, orientation = prepare(volume, patches, axis, channels)
     except InputError as error:
         raise InputError(f"{volume.path or id}: {error}") from error
+    seconds = time.perf_counter() - start
     masks = None
     if truth is not None:
         drawn = label_map(orientation.to_slices(truth.array), disjoint_classes(truth_classes))
         numbers = torch.arange(1, len(truth_classes) + 1)[:, None, None, None]
         masks = torch.from_numpy(grid.labels_to_target(drawn)) == numbers
-    return VolumeJob(
+    job = VolumeJob(
         id=id, volume=volume, orientation=orientation, image=torch.from_numpy(image), grid=grid, truth=masks
     )
+    job.add("prepare", seconds)
+    return job
 
 
 class VolumeRunner:

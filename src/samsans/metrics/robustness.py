@@ -93,15 +93,20 @@ def resample(scores: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> n
     return _mean_curves(scores, times) if volumes > 1 else np.full((resamples, len(scores)), np.nan)
 
 
-def compare(ours: Numbers, others: Mapping[str, Numbers]) -> dict[str, float]:
+def compare(ours: Numbers, others: Mapping[str, Numbers], patients: Sequence[str] | None = None) -> dict[str, float]:
     """Paired Wilcoxon signed-rank tests of one method against each other, volumes as pairs: p, corrected by Holm.
 
-    Pairs with an undefined score are left out; methods that agree on every volume have p = 1.
+    Pairs with an undefined score are left out; methods that agree on every volume have p = 1.  patients: of every
+    volume; pairs are then patients, each the mean difference of its volumes.
     """
     raw = {}
     for name, theirs in others.items():
         difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
-        difference = difference[np.isfinite(difference)]
+        known = np.isfinite(difference)
+        difference = difference[known]
+        if patients is not None and len(difference):
+            _, of = np.unique(np.asarray(patients)[known], return_inverse=True)
+            difference = np.bincount(of, difference) / np.bincount(of)
         raw[name] = float(stats.wilcoxon(difference).pvalue) if np.any(difference) else 1.0
     corrected, worst = {}, 0.0
     for place, name in enumerate(sorted(raw, key=lambda name: raw[name])):

@@ -19,7 +19,7 @@ from samsans import config as configuration
 from samsans import methods
 from samsans.config import RunConfig
 from samsans.display import Display
-from samsans.errors import InputError
+from samsans.errors import InputError, OtherRunError
 from samsans.io.atomic import sweep, write_json, write_text
 from samsans.methods import weights
 from samsans.training import checkpoints
@@ -144,6 +144,7 @@ def fit(config: RunConfig, method: Any, data: TrainingData, run: Path, display: 
         elif hasattr(method, "observe"):  # what it makes of this is in every checkpoint
             method.observe(torch.from_numpy(data.train.class_pixels))
         if first_process():
+            (run / "train.json").unlink(missing_ok=True)  # it tells of a training that is over
             write_text(run / "config.yaml", configuration.dump(config))
             session.log = CsvLog(run / "log.csv", session.position.step)
         try:
@@ -237,8 +238,8 @@ def check_folder(config: RunConfig, run: Path, resume: bool) -> None:
     """Whether ``run`` may be written by this configuration.
 
     Raises:
-        InputError: it holds files and ``resume`` is false, or it is the run of a configuration that differs in more
-            than its length and its bookkeeping.
+        InputError: it holds files and ``resume`` is false.
+        OtherRunError: it is the run of a configuration that differs in more than its length and its bookkeeping.
     """
     if run.exists() and not run.is_dir():
         raise InputError(f"{run} is a file", "a folder for the run")
@@ -253,7 +254,7 @@ def check_folder(config: RunConfig, run: Path, resume: bool) -> None:
         differing = [key for key in fixed if now[key] != then.get(key)]
         if differing:
             shown = ", ".join(f"{key} was {then.get(key)!r} and is {now[key]!r}" for key in differing[:5])
-            raise InputError(f"{run} was trained with other options: {shown}", todo="Resume with the options it had")
+            raise OtherRunError(f"{run} was trained with other options: {shown}", todo="Resume with the options it had")
 
 
 def _conclude(session: Session, trained: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-CAUGHT = (signal.SIGINT, signal.SIGTERM)
+CAUGHT = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}  # and how they are called
 
 
 class StopSignals:
@@ -35,6 +35,6 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        self.received = CAUGHT[signal.Signals(number)]
         for caught, handler in self._former.items():
             signal.signal(caught, handler)
